@@ -1,0 +1,59 @@
+"""COCO 2017 with DETR's augmentation: the stock DatasetMapper, nothing of our own."""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator
+
+_SHORT_SIDES = list(range(480, 801, 32))
+
+dataloader = dict(
+    train=L(build_detection_train_loader)(
+        # images without objects are kept, as published
+        dataset=L(get_detection_dataset_dicts)(names="coco_2017_train", filter_empty=False),
+        mapper=L(DatasetMapper)(
+            is_train=True,
+            augmentations=[
+                L(T.RandomFlip)(prob=0.5, horizontal=True),
+                L(T.RandomApply)(
+                    tfm_or_aug=L(T.AugmentationList)(
+                        augs=[
+                            L(T.ResizeShortestEdge)(
+                                short_edge_length=[400, 500, 600], sample_style="choice"
+                            ),
+                            L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
+                        ]
+                    ),
+                    prob=0.5,
+                ),
+                L(T.ResizeShortestEdge)(
+                    short_edge_length=_SHORT_SIDES, max_size=1333, sample_style="choice"
+                ),
+            ],
+            image_format="RGB",
+        ),
+        total_batch_size=16,
+        # the published code mixes wide and tall images in a batch
+        aspect_ratio_grouping=False,
+        num_workers=4,
+    ),
+    test=L(build_detection_test_loader)(
+        dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+        mapper=L(DatasetMapper)(
+            is_train=False,
+            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            image_format="RGB",
+        ),
+        batch_size=1,
+        num_workers=4,
+    ),
+    evaluator=L(COCOEvaluator)(
+        dataset_name="${..test.dataset.names}",
+        output_dir="${train.output_dir}/inference",
+    ),
+)

@@ -1,0 +1,32 @@
+"""DAB-DETR, dynamic anchor boxes as queries of a detection transformer, for Detectron2.
+
+``get_config(name)`` loads a config, ``add_dab_detr_config(cfg)`` prepares a YAML config, and
+``DABDETR`` is the meta-architecture.
+"""
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "DABDETR": "dab_detr.modeling",
+    "add_dab_detr_config": "dab_detr.config",
+    "get_config": "dab_detr.config",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str):
+    # Loaded on first use: `python -m dab_detr.environment` must work where Detectron2 is missing.
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    try:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        raise ModuleNotFoundError(
+            "dab_detr needs Detectron2, which is not on PyPI: run `make setup` in a checkout "
+            "of this project, or install it as https://github.com/facebookresearch/detectron2 says.",
+            name="detectron2",
+        ) from error

@@ -1,0 +1,271 @@
+"""The program behind ``train_net.py``: arguments and checks first, then training or evaluation."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import DatasetFromList
+from detectron2.engine import (
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    hooks,
+    launch,
+)
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from omegaconf import DictConfig
+from torch import nn
+
+from dab_detr.checkpoint import Checkpointer
+from dab_detr.config import get_config
+from dab_detr.engine.datasets import check_datasets
+from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
+from dab_detr.engine.progress import ProgressPrinter
+from dab_detr.engine.trainer import AMP_DTYPES, Trainer
+from dab_detr.errors import InputError
+from dab_detr.visualization.curves import draw_curves
+from dab_detr.visualization.predictions import draw_predictions
+
+logger = logging.getLogger(__name__)
+
+_EPILOG = """\
+Train:      train_net.py --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
+Continue:   the same with --resume
+Evaluate:   the same with --eval-only train.init_checkpoint=FILE
+Override:   any key of the config as key=value, e.g. train.max_iter=1000 model.num_patterns=3
+Ends with 0 when all went well, 1 for wrong files, keys or values, 2 for wrong usage.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = default_argument_parser(epilog=_EPILOG)
+    parser.description = "Train or evaluate DAB-DETR from a LazyConfig file."
+    args = parser.parse_args(arguments)
+    if not args.config_file:
+        parser.error("--config-file is missing.")
+    if args.num_gpus < 1 or args.num_machines < 1:
+        parser.error("--num-gpus and --num-machines have to be at least 1.")
+    try:
+        cfg = get_config(args.config_file, args.opts)
+        _check(cfg, args)
+    except InputError as error:
+        return _fail(error)
+    if args.num_gpus * args.num_machines == 1:
+        return _run_worker(args)
+    try:
+        launch(
+            _exit_with_worker_code,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        # the worker has said why
+        return error.exit_code
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    print(f"train_net.py: {error}", file=sys.stderr)
+    return 1
+
+
+def _check(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Refuse what cannot work before processes are started and logs written."""
+    for section in ("model", "dataloader", "train", "optimizer", "lr_multiplier"):
+        if section not in cfg:
+            raise InputError(f"The config {args.config_file} has no section {section!r}.")
+    device = _device(cfg)
+    if device.type == "cuda" and args.num_gpus > torch.cuda.device_count():
+        raise InputError(
+            f"--num-gpus {args.num_gpus} asks for more GPUs than the {torch.cuda.device_count()} "
+            "of this machine."
+        )
+    if cfg.train.amp.enabled and cfg.train.amp.dtype not in AMP_DTYPES:
+        raise InputError(
+            f"train.amp.dtype is {cfg.train.amp.dtype!r}; choose one of {', '.join(AMP_DTYPES)}."
+        )
+    check_datasets(cfg, ("test",) if args.eval_only else ("train", "test"))
+    checkpoint = cfg.train.init_checkpoint
+    if checkpoint and "://" not in checkpoint and not os.path.isfile(checkpoint):
+        raise InputError(f"There is no checkpoint file {checkpoint} (train.init_checkpoint).")
+    if args.eval_only and not checkpoint:
+        raise InputError("--eval-only needs weights: give train.init_checkpoint=FILE.")
+
+
+def _device(cfg: DictConfig) -> torch.device:
+    """``train.device``, where ``auto`` is a GPU if there is one."""
+    name = cfg.train.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"train.device is {name!r}; choose auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"train.device is {name!r}, but PyTorch sees no GPU; choose auto or cpu.")
+    return device
+
+
+def _exit_with_worker_code(args: argparse.Namespace) -> None:
+    code = _run_worker(args)
+    if code:
+        sys.exit(code)
+
+
+def _run_worker(args: argparse.Namespace) -> int:
+    """What each process does; the config is loaded anew because it need not be picklable."""
+    try:
+        cfg = get_config(args.config_file, args.opts)
+        device = _device(cfg)
+        default_setup(cfg, args)
+        # Detectron2 sets up its own loggers and fvcore's only
+        logging.getLogger("dab_detr").setLevel(logging.INFO)
+        logging.getLogger("dab_detr").handlers = logging.getLogger("detectron2").handlers
+        if device.type == "cpu" and cfg.train.device == "auto":
+            logger.info("No GPU was found: running on the CPU.")
+        model = _build_model(cfg, device)
+        if args.eval_only:
+            Checkpointer(model, complete=True).load(cfg.train.init_checkpoint)
+            step = None
+        else:
+            step = train(cfg, model, device, resume=args.resume)
+        results = evaluate(cfg, model, step=step)
+        if comm.is_main_process():
+            _report(cfg, model, results)
+    except (InputError, FloatingPointError) as error:
+        return _fail(error)
+    return 0
+
+
+def _build_model(cfg: DictConfig, device: torch.device) -> nn.Module:
+    try:
+        model = instantiate(cfg.model)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The model cannot be built: {' '.join(str(error).split())}") from error
+    return model.to(device)
+
+
+def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bool) -> int:
+    """Train as the config says.
+
+    Args:
+        cfg: a whole config, see ``configs/common/train.py`` for its ``train`` section.
+        model: on ``device``.
+        resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
+
+    Returns:
+        The number of steps that the model has been trained.
+    """
+    # the learning rates belong to the parameters, so the optimizer sees the model before DDP does
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    dataset = instantiate(cfg.dataloader.train.dataset)
+    batch_size = cfg.dataloader.train.total_batch_size
+    epoch = max(1, len(dataset) // batch_size)
+    max_iter = cfg.train.max_iter or round(cfg.train.epochs * epoch)
+    loader_cfg = cfg.dataloader.train.copy()
+    loader_cfg.dataset = DatasetFromList(dataset, copy=False)
+    loader = instantiate(loader_cfg)
+
+    parallel = create_ddp_model(
+        model,
+        device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
+        **cfg.train.ddp,
+    )
+    trainer = Trainer(
+        parallel,
+        loader,
+        optimizer,
+        device=device,
+        amp_dtype=AMP_DTYPES[cfg.train.amp.dtype] if cfg.train.amp.enabled else None,
+        max_grad_norm=cfg.train.clip_grad.max_norm,
+        log_period=cfg.train.log_period,
+    )
+    checkpointer = Checkpointer(model, cfg.train.output_dir, complete=False, trainer=trainer)
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.complete = True
+        checkpointer.resume_or_load("", resume=True)
+        start_iter = trainer.iter + 1
+        logger.info(f"Resuming after step {start_iter}.")
+    else:
+        if resume:
+            logger.info(f"{cfg.train.output_dir} holds no checkpoint: starting from the beginning.")
+        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+        start_iter = 0
+
+    period = cfg.train.eval_period or epoch
+    writers = []
+    if comm.is_main_process():
+        writers = [
+            ProgressPrinter(max_iter, batch_size),
+            JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
+            TensorboardXWriter(cfg.train.output_dir),
+        ]
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=_schedule(cfg, optimizer, max_iter)),
+            hooks.PeriodicCheckpointer(
+                checkpointer,
+                cfg.train.checkpointer.period or epoch,
+                max_iter=max_iter,
+                max_to_keep=cfg.train.checkpointer.max_to_keep,
+            )
+            if comm.is_main_process()
+            else None,
+            hooks.EvalHook(
+                period,
+                lambda: evaluate(cfg, model, step=trainer.iter + 1),
+                eval_after_train=False,
+            ),
+            hooks.PeriodicWriter(writers, period=cfg.train.log_period) if writers else None,
+        ]
+    )
+    logger.info(
+        f"Training for {max_iter} steps of {batch_size} images "
+        f"({max_iter * batch_size / max(1, len(dataset)):.1f} epochs of {len(dataset)} images)."
+    )
+    trainer.train(start_iter, max_iter)
+    return max_iter
+
+
+def _schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer, max_iter: int) -> LRMultiplier:
+    return LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), max_iter)
+
+
+def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
+    """Pictures, the table, and where everything lies."""
+    folder = Path(cfg.train.output_dir)
+    draw_curves(folder / "metrics.json", folder / "training_curve.png")
+    pictures = cfg.train.pictures
+    if pictures.count:
+        draw_predictions(
+            model,
+            instantiate(cfg.dataloader.test),
+            cfg.dataloader.evaluator.dataset_name,
+            folder / "predictions",
+            count=pictures.count,
+            score_threshold=pictures.score_threshold,
+        )
+    print(f"\n{format_results(results)}\n\nIn {folder}:")
+    for name, what in (
+        ("model_final.pth", "weights, optimizer and schedule at the end"),
+        (RESULTS_FILE, "these results"),
+        ("metrics.json", "losses, learning rates and evaluations by step"),
+        ("training_curve.png", "the same as a picture"),
+        ("predictions", "pictures: predictions beside the ground truth"),
+        ("log.txt", "everything that was logged"),
+    ):
+        if (folder / name).exists():
+            print(f"  {name:20} {what}")

@@ -1,0 +1,54 @@
+"""The transformer encoder: DETR's, with a content-dependent scale on the positional encoding."""
+
+from torch import Tensor, nn
+
+from dab_detr.modeling.attention import EncoderSelfAttention
+from dab_detr.modeling.feed_forward import FeedForward
+from dab_detr.modeling.mlp import MLP
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward block, each with residual, then LayerNorm (post-norm)."""
+
+    def __init__(self, d_model: int, num_heads: int, ffn_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.self_attention = EncoderSelfAttention(d_model, num_heads, dropout)
+        self.self_attention_norm = nn.LayerNorm(d_model)
+        self.feed_forward = FeedForward(d_model, ffn_dim, dropout)
+        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """``x``, ``position``: ``(B, N, D)``; ``mask``: bool ``(B, 1, 1, N)``, True where valid."""
+        x = self.self_attention_norm(x + self.dropout(self.self_attention(x, position, mask)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class Encoder(nn.Module):
+    """A stack of :class:`EncoderLayer`; one MLP, shared by all layers, scales the key encoding.
+
+    The paper does not mention that scale, the published code and weights have it.
+    """
+
+    def __init__(
+        self, num_layers: int, d_model: int, num_heads: int, ffn_dim: int, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(d_model, num_heads, ffn_dim, dropout) for _ in range(num_layers)
+        )
+        self.position_scale = MLP(d_model, d_model, d_model, 2) if num_layers else None
+
+    def forward(self, x: Tensor, key_encoding: Tensor, mask: Tensor | None) -> Tensor:
+        """Refine the projected feature map.
+
+        Args:
+            x: cells ``(B, N, D)``. key_encoding: ``(B, N, D)``.
+            mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all are.
+
+        Returns:
+            memory ``(B, N, D)``.
+        """
+        for layer in self.layers:
+            x = layer(x, key_encoding * self.position_scale(x), mask)
+        return x

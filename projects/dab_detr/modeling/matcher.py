@@ -1,0 +1,116 @@
+"""Bipartite matching of all decoder layers and images, with one copy to the host."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from dab_detr.modeling.boxes import generalized_iou
+
+
+class Targets(NamedTuple):
+    """The objects of a batch, one image after the other.
+
+    Attributes:
+        labels: int64 ``(T,)`` in 0..K-1.
+        boxes_cxcywh: float32 ``(T, 4)`` in 0..1 of each image without its padding.
+        counts: number of objects of each image; sums to T.
+    """
+
+    labels: Tensor
+    boxes_cxcywh: Tensor
+    counts: Sequence[int]
+
+
+class Matches(NamedTuple):
+    """Matched pairs of all layers and images; four int64 vectors of one length."""
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor  # index into Targets.labels
+
+
+class HungarianMatcher(nn.Module):
+    """Assign to each object of an image one query, for each decoder layer anew.
+
+    The cost is ``class_weight`` times the focal cost, plus ``bbox_weight`` times the L1 distance of
+    the boxes, minus ``giou_weight`` times their GIoU.
+    """
+
+    def __init__(
+        self,
+        class_weight: float = 2.0,
+        bbox_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ):
+        super().__init__()
+        self.class_weight = class_weight
+        self.bbox_weight = bbox_weight
+        self.giou_weight = giou_weight
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    @torch.no_grad()
+    def forward(self, class_logits: Tensor, boxes_cxcywh: Tensor, targets: Targets) -> Matches:
+        """Find the cheapest assignment of every layer and image.
+
+        Args:
+            class_logits: ``(L, B, Q, K)``. boxes_cxcywh: float32 ``(L, B, Q, 4)`` in 0..1.
+            targets: of the B images. An image with more objects than queries gets Q pairs.
+
+        Raises:
+            FloatingPointError: if a prediction is not a finite number.
+        """
+        counts = list(targets.counts)
+        image = torch.arange(len(counts), device=class_logits.device).repeat_interleave(
+            torch.tensor(counts, device=class_logits.device), output_size=sum(counts)
+        )
+        costs = self._costs(class_logits, boxes_cxcywh, targets, image).cpu().numpy()  # (L, T, Q)
+        if not np.isfinite(costs).all():
+            raise FloatingPointError(
+                "A matching cost is not finite: the model predicts NaN or infinity, or a box of "
+                "the annotations is not finite. Lower the learning rate or check the data."
+            )
+        ends = np.cumsum(counts)
+        pairs = []
+        for layer, layer_costs in enumerate(costs):
+            for index, (count, end) in enumerate(zip(counts, ends)):
+                target, query = linear_sum_assignment(layer_costs[end - count : end])
+                pairs.append(
+                    (
+                        np.full_like(query, layer),
+                        np.full_like(query, index),
+                        query,
+                        target + end - count,
+                    )
+                )
+        pairs = np.concatenate([np.stack(pair) for pair in pairs], axis=1)
+        return Matches(*torch.from_numpy(pairs).to(class_logits.device))
+
+    def _costs(
+        self, class_logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, image: Tensor
+    ) -> Tensor:
+        """Costs ``(L, T, Q)`` of each object with the queries of its own image."""
+        # (T, L, Q): advanced indices around a slice put their dimension in front
+        logits = class_logits.float()[:, image, :, targets.labels]
+        prob = logits.sigmoid()
+        positive = self.focal_alpha * (1 - prob) ** self.focal_gamma * -(prob + 1e-8).log()
+        negative = (1 - self.focal_alpha) * prob**self.focal_gamma * -(1 - prob + 1e-8).log()
+        predicted = boxes_cxcywh.float()[:, image]  # (L, T, Q, 4)
+        wanted = targets.boxes_cxcywh[:, None, :]  # (T, 1, 4)
+        distance = (predicted - wanted).abs().sum(-1)
+        overlap = generalized_iou(
+            box_convert(predicted, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
+        )
+        return (
+            self.class_weight * (positive - negative).transpose(0, 1)
+            + self.bbox_weight * distance
+            - self.giou_weight * overlap
+        )

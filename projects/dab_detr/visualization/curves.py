@@ -1,0 +1,48 @@
+"""The course of a training as a picture."""
+
+import json
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> bool:
+    """Draw losses, AP and learning rate by step.
+
+    Args:
+        metrics_file: ``metrics.json`` of Detectron2's ``JSONWriter``, a JSON object a line.
+        output: the PNG file to write.
+
+    Returns:
+        False if there is no such file or no loss in it; nothing is written then.
+    """
+    if not Path(metrics_file).is_file():
+        return False
+    with open(metrics_file) as lines:
+        records = [json.loads(line) for line in lines]
+    # a run that was resumed wrote some steps twice: the last one counts
+    by_step = {record["iteration"] + 1: record for record in records if "iteration" in record}
+    records = sorted(by_step.items())
+
+    def series(name: str) -> tuple[list, list]:
+        points = [(step, record[name]) for step, record in records if name in record]
+        return [step for step, _ in points], [value for _, value in points]
+
+    if not series("total_loss")[0]:
+        return False
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    drawn = (
+        ("Loss of the last decoder layer", ("loss_class", "loss_bbox", "loss_giou")),
+        ("AP on the validation images", ("bbox/AP", "bbox/AP50", "bbox/AP75")),
+        ("Learning rate", ("lr",)),
+    )
+    for panel, (title, names) in zip(panels, drawn):
+        for name in names:
+            panel.plot(*series(name), label=name, marker="." if "AP" in name else None)
+        panel.set(title=title, xlabel="step", ylim=(0, None))
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.savefig(output, dpi=100)
+    return True

@@ -1,0 +1,48 @@
+"""Packaging. Sources are in projects/dab_detr, configs in configs; both install as `dab_detr`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def config_packages() -> dict[str, str]:
+    """Each folder of configs as a package without code: import name -> folder."""
+    folders = [ROOT / "configs", *(path for path in (ROOT / "configs").rglob("*") if path.is_dir())]
+    relative = [folder.relative_to(ROOT) for folder in folders if folder.name != "__pycache__"]
+    return {".".join(("dab_detr", *path.parts)): path.as_posix() for path in relative}
+
+
+CONFIGS = config_packages()
+TEST = ["pytest>=8"]
+
+setup(
+    name="dab_detr",
+    version="0.1.0",
+    description="DAB-DETR (dynamic anchor boxes as queries of a transformer) for Detectron2",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages("projects"), *CONFIGS],
+    package_dir={"dab_detr": "projects/dab_detr", **CONFIGS},
+    package_data={name: ["*.py", "*.yaml"] for name in CONFIGS},
+    # Detectron2 itself is not on PyPI: see README.md, "Install"
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "fvcore",
+        "iopath",
+        "omegaconf>=2.1,<2.4",
+        "hydra-core>=1.1",
+        "numpy",
+        "scipy",
+        "pycocotools",
+        "matplotlib",
+        "pillow",
+        "tabulate",
+        "tensorboard",
+    ],
+    extras_require={"test": TEST, "dev": [*TEST, "ruff"]},
+)

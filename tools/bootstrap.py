@@ -1,0 +1,186 @@
+"""Make a virtual environment in which this project runs; `make` calls this.
+
+What the interpreter that starts it already has (torch, torchvision, Detectron2, ...) is used as it
+is. The rest is installed in the versions of constraints.txt. Detectron2 is not on PyPI: it comes
+from its official repository where that can be reached and compiled, else as the pure-Python copy
+inside Kitware's geowatch wheel, which is enough for everything here.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OLDEST, NEWEST_TESTED = (3, 10), (3, 12)
+REPOSITORY = "https://github.com/facebookresearch/detectron2.git"
+COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+COPY = "geowatch==0.20.0"
+COPY_SHA256 = "b1c580a69e2966610b1b9c6ff9647800a17fa8898ef4c3737e48097a7630c381"
+COPY_PATH = Path("geowatch_tpl/submodules_static/detectron2")
+# what the copy imports; the official one brings its own requirements
+COPY_REQUIREMENTS = [
+    "yacs", "cloudpickle", "termcolor", "black", "packaging", "tqdm", "opencv-python-headless",
+    "kwimage",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the virtual environment, made if missing")
+    folder = parser.parse_args().folder.resolve()
+    if sys.version_info < OLDEST:
+        sys.exit(
+            f"bootstrap: {sys.executable} is Python {'.'.join(map(str, sys.version_info[:2]))}; "
+            f"3.10 or newer is needed: PYTHON=/path/to/python make ..."
+        )
+    if sys.version_info[:2] > NEWEST_TESTED:
+        say("this Python is newer than the tested 3.10 to 3.12; pinned versions may not fit it")
+    inherited = inherit(folder)
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        say(f"making {folder} from {sys.executable}")
+        venv.create(folder, with_pip=True)
+    site_packages = Path(query(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    inherit_file = site_packages / "dab_detr_inherited.pth"
+    inherit_file.write_text("".join(f"{path}\n" for path in inherited))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        constraints = Path(scratch) / "constraints.txt"
+        constraints.write_text(applicable_constraints(python))
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+        for name in ("torch", "torchvision"):
+            found = imported_version(python, name)
+            say(f"{name}: {'using ' + found if found else 'installing the tested version'}")
+        run([*pip, "setuptools", "wheel", "torch", "torchvision"])
+        install_detectron2(python, pip, folder, site_packages)
+        # setuptools is there already: an isolated build would download another one
+        run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
+    say("ready:")
+    run([str(python), "-m", "dab_detr.environment"])
+
+
+def inherit(folder: Path) -> list[str]:
+    """Site folders of this interpreter, if it has torch or Detectron2 and is not the new one's."""
+    if Path(sys.prefix).resolve() == folder:
+        return []
+    useful = [name for name in ("torch", "detectron2") if imported_version(sys.executable, name)]
+    if not useful:
+        return []
+    say(f"{sys.executable} has {' and '.join(useful)}: using what is installed there")
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return sorted(paths)
+
+
+def applicable_constraints(python: Path) -> str:
+    """constraints.txt without the packages that the environment has from elsewhere."""
+    lines = []
+    code = (
+        "import importlib.metadata as m, json, sys;"
+        "print(json.dumps([d.metadata['Name'] for d in m.distributions()"
+        " if not str(d.locate_file('')).startswith(sys.prefix)]))"
+    )
+    present = {normalized(name) for name in json.loads(query(python, code))}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name = normalized(re.match(r"[\w.-]*", line).group())
+        if name not in present:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def install_detectron2(python: Path, pip: list[str], folder: Path, site_packages: Path) -> None:
+    """Take Detectron2 as it is, or build the official one, or install the pure-Python copy."""
+    if found := imported_version(python, "detectron2"):
+        return say(f"Detectron2: using {found}")
+    if official_is_reachable():
+        say(f"Detectron2: building the official one at {COMMIT[:7]} (some minutes)")
+        command = [*pip, "--no-build-isolation", f"detectron2 @ git+{REPOSITORY}@{COMMIT}"]
+        if subprocess.run(command).returncode == 0 and imported_version(python, "detectron2"):
+            return say("Detectron2: the official one is installed")
+        say("Detectron2: it could not be built (it needs a C++ compiler)")
+    else:
+        say("Detectron2: its official repository cannot be reached")
+    say(f"Detectron2: installing the pure-Python copy in {COPY}")
+    run([*pip, *COPY_REQUIREMENTS])
+    target = folder / "opt" / "geowatch"
+    shutil.rmtree(target, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        requirement = Path(scratch) / "copy.txt"
+        requirement.write_text(f"{COPY} --hash=sha256:{COPY_SHA256}\n")
+        # beside site-packages: its own requirements, large and old, are not installed
+        run(
+            [
+                str(python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+                "--target",
+                str(target),
+                "--requirement",
+                str(requirement),
+            ]
+        )
+    (site_packages / "detectron2_copy.pth").write_text(f"{target / COPY_PATH}\n")
+    if not imported_version(python, "detectron2"):
+        sys.exit("bootstrap: Detectron2 was installed but cannot be imported; see above.")
+
+
+def official_is_reachable() -> bool:
+    """Whether git can read Detectron2's repository, without asking for a password."""
+    if shutil.which("git") is None:
+        return False
+    try:
+        return not subprocess.run(
+            ["git", "ls-remote", "--exit-code", REPOSITORY, "HEAD"],
+            capture_output=True,
+            timeout=30,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def imported_version(python: str | Path, module: str) -> str | None:
+    """Version and place of a module as that interpreter imports it; None if the import fails."""
+    code = f"import {module}; print({module}.__version__, 'in', {module}.__path__[0])"
+    result = subprocess.run(
+        [str(python), "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "tools",
+    )
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def query(python: Path, code: str) -> str:
+    return subprocess.run(
+        [str(python), "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, cwd=ROOT)
+    if result.returncode:
+        sys.exit(f"bootstrap: this failed: {' '.join(command)}")
+
+
+def say(text: str) -> None:
+    print(f"bootstrap: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
