@@ -27,6 +27,6 @@ def __getattr__(name: str):
             raise
         raise ModuleNotFoundError(
             "dab_detr needs Detectron2, which is not on PyPI: run `make setup` in a checkout "
-            "of this project, or install it as https://github.com/facebookresearch/detectron2 says.",
+            "of this project, or see https://github.com/facebookresearch/detectron2.",
             name="detectron2",
         ) from error
