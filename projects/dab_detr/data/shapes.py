@@ -178,7 +178,7 @@ def _draw_image(random: np.random.RandomState, spec: ShapesSpec) -> tuple[np.nda
         if placed is None:
             continue
         label, (x, y, width, height), mask = placed
-        color = _distinct_color(random, background)
+        color = _distinct_color(random, below=image[y + height // 2, x + width // 2])
         window = (slice(y, y + height), slice(x, x + width))
         owner[window][mask] = len(objects)
         image[window][mask] = color
@@ -220,11 +220,11 @@ def _side(random: np.random.RandomState, least: int, most: int) -> int:
     return int(random.randint(least, most + 1, 2).min())
 
 
-def _distinct_color(random: np.random.RandomState, background: np.ndarray) -> np.ndarray:
-    """A colour that can be told from the background, if only just."""
+def _distinct_color(random: np.random.RandomState, below: np.ndarray) -> np.ndarray:
+    """A colour that can be told from what it covers, if only just."""
     while True:
         color = random.randint(0, 256, 3)
-        if np.abs(color - background).sum() >= 120:
+        if np.abs(color - below).sum() >= 120:
             return color
 
 

@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(error)
     if args.num_gpus * args.num_machines == 1:
-        return _run_worker(args)
+        return _run_worker(args, cfg)
     try:
         launch(
-            _exit_with_worker_code,
+            _run_process,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -117,16 +117,16 @@ def _device(cfg: DictConfig) -> torch.device:
     return device
 
 
-def _exit_with_worker_code(args: argparse.Namespace) -> None:
-    code = _run_worker(args)
+def _run_process(args: argparse.Namespace) -> None:
+    """One of several processes: it loads the config itself, with the data sets it registers."""
+    code = _run_worker(args, get_config(args.config_file, args.opts))
     if code:
         sys.exit(code)
 
 
-def _run_worker(args: argparse.Namespace) -> int:
-    """What each process does; the config is loaded anew because it need not be picklable."""
+def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
+    """Train or evaluate in this process; returns the exit code."""
     try:
-        cfg = get_config(args.config_file, args.opts)
         device = _device(cfg)
         default_setup(cfg, args)
         # Detectron2 sets up its own loggers and fvcore's only

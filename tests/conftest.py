@@ -1,0 +1,107 @@
+"""What several test modules share: small models and a small data set."""
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+from detectron2.structures import Boxes, Instances
+
+from dab_detr.data.shapes import ShapesSpec, register_shapes
+from dab_detr.modeling import DABDETR, DABTransformer
+
+SMALL = {
+    "d_model": 32,
+    "num_heads": 4,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 3,
+    "ffn_dim": 64,
+    "num_queries": 10,
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_transformer():
+    """A function that builds a small DABTransformer, with further switches."""
+
+    def build(**switches):
+        return DABTransformer(**{"in_channels": 8, "num_classes": 5, **SMALL, **switches})
+
+    return build
+
+
+@pytest.fixture
+def small_model():
+    """A function that builds a small DABDETR for 3 classes, with further arguments."""
+
+    def build(**arguments):
+        backbone = ResNet(
+            BasicStem(3, 16, norm="BN"),
+            [
+                ResNet.make_stage(
+                    BasicBlock,
+                    1,
+                    in_channels=16,
+                    out_channels=24,
+                    stride_per_block=[2],
+                    norm="BN",
+                )
+            ],
+            out_features=["stem", "res2"],
+        )
+        return DABDETR(
+            **{
+                "backbone": backbone,
+                "in_features": ["res2"],
+                "num_classes": 3,
+                **SMALL,
+                "num_decoder_layers": 2,
+                **arguments,
+            }
+        )
+
+    return build
+
+
+@pytest.fixture
+def batch():
+    """A function that makes a batch of random images with the given sizes and object counts."""
+
+    def build(sizes=((64, 64), (48, 80)), counts=(3, 2), num_classes=3):
+        inputs = []
+        for (height, width), count in zip(sizes, counts):
+            corner = torch.rand(count, 2) * 0.5
+            boxes = torch.cat((corner, corner + 0.1 + torch.rand(count, 2) * 0.4), dim=1)
+            boxes = boxes * torch.tensor([width, height, width, height])
+            instances = Instances(
+                (height, width),
+                gt_boxes=Boxes(boxes),
+                gt_classes=torch.randint(num_classes, (count,)),
+            )
+            image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+            inputs.append({"image": image, "instances": instances})
+        return inputs
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def datasets_root(tmp_path_factory):
+    """The folder that DETECTRON2_DATASETS names during the tests."""
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture
+def tiny_shapes(datasets_root, monkeypatch):
+    """Registers ``tiny_train`` (32 images) and ``tiny_val`` (8 images) of 64 pixels."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
+    names = ("tiny_train", "tiny_val")
+    register_shapes("tiny", ShapesSpec(num_train=32, num_val=8, size=64, max_objects=3))
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

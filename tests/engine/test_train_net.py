@@ -1,0 +1,164 @@
+"""train_net.py as a user runs it: a program, its files, its messages and its exit codes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "data" / "tiny_config.py"
+
+
+@pytest.fixture(scope="module")
+def run(datasets_root):
+    """Runs train_net.py with the tiny data set and returns the finished process."""
+
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "DETECTRON2_DATASETS": str(datasets_root)},
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(run, tmp_path_factory):
+    """One short training: the process and its output folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    return run("--config-file", CONFIG, f"train.output_dir={folder}"), folder
+
+
+def test_training_writes_everything_and_says_where(trained):
+    result, folder = trained
+    assert result.returncode == 0, result.stderr
+    for name in ("model_final.pth", "evaluation.json", "metrics.json", "training_curve.png"):
+        assert (folder / name).is_file(), name
+        assert name in result.stdout
+    assert len(list((folder / "predictions").glob("*.png"))) == 2
+    assert list(folder.glob("events.out.tfevents.*"))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["step"] == 4
+    assert 0 <= evaluation["results"]["bbox"]["AP"] <= 100
+    assert re.search(r"\| +\| AP +\| AP50", result.stdout)
+    steps = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert [s["iteration"] for s in steps][:4] == [0, 1, 2, 3]
+    assert {"total_loss", "loss_class_0", "lr", "grad_norm", "data_time"} <= steps[1].keys()
+    assert re.search(r"step 4/4 \| loss .* images/s .* ETA 0:00:00", result.stdout)
+
+
+def test_evaluation_alone_repeats_the_result(run, trained, tmp_path):
+    _, folder = trained
+    result = run(
+        "--config-file", CONFIG, "--eval-only", f"train.output_dir={tmp_path}",
+        f"train.init_checkpoint={folder}/model_final.pth",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    first, second = (
+        json.loads((f / "evaluation.json").read_text())["results"] for f in (folder, tmp_path)
+    )
+    assert first == second
+
+
+def test_two_processes_train_together(run, tmp_path):
+    result = run(
+        "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto",
+        f"train.output_dir={tmp_path}", "train.max_iter=2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "World size: 2" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_trains_on_the_cpu(run, tmp_path, dtype):
+    result = run(
+        "--config-file", CONFIG, f"train.output_dir={tmp_path}", "train.amp.enabled=True",
+        f"train.amp.dtype={dtype}", "train.max_iter=2", "train.pictures.count=0",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert all(
+        v.dtype == torch.float32 for v in checkpoint["model"].values() if v.is_floating_point()
+    )
+    assert bool(checkpoint["trainer"]["grad_scaler"]) == (dtype == "float16")
+
+
+WRONG = {
+    "unknown config": (["--config-file", "nothing.py"], "no config file nothing.py"),
+    "unknown key": (["train.max_itr=3"], "did you mean train.max_iter"),
+    "unknown data set": (["dataloader.train.dataset.names=no_set"], "no data set 'no_set'"),
+    "missing data": (
+        ["dataloader.test.dataset.names=coco_2017_val"],
+        "'coco_2017_val' needs .*instances_val2017.json, which does not exist",
+    ),
+    "missing checkpoint": (["train.init_checkpoint=no.pth"], "no checkpoint file no.pth"),
+    "no weights to evaluate": (["--eval-only"], "--eval-only needs weights"),
+    "unknown device": (["train.device=toaster"], "train.device is 'toaster'"),
+    "unknown precision": (
+        ["train.amp.enabled=True", "train.amp.dtype=float8"],
+        "train.amp.dtype is 'float8'",
+    ),
+    "unknown argument of the model": (["+model.depth=3"], "model cannot be built.*depth"),
+    "impossible model": (["model.anchor_init=gird"], "anchor_init is 'gird'"),
+    "unknown level": (["model.in_features=[res7]"], "'res7', but ResNet gives"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_get_one_sentence_and_exit_code_1(run, tmp_path, case):
+    arguments, words = WRONG[case]
+    if "--config-file" not in arguments:
+        arguments = ["--config-file", CONFIG, *arguments]
+    # options go before overrides
+    arguments = sorted(arguments, key=lambda a: "=" in str(a))
+    result = run(*arguments, f"train.output_dir={tmp_path / 'out'}")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    *_, last = result.stderr.strip().splitlines()
+    assert last.startswith("train_net.py: ") and re.search(words, last), result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--config-file"], ["--no-such-option"], ["--config-file", "x", "--num-gpus", "0"]],
+)
+def test_wrong_usage_ends_with_exit_code_2(run, arguments):
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "usage:" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(run, trained, tmp_path):
+    _, folder = trained
+    arguments = [
+        "--config-file", CONFIG, "--eval-only", f"train.output_dir={tmp_path / 'out'}",
+        f"train.init_checkpoint={folder}/model_final.pth",
+    ]  # fmt: skip
+    result = run(*arguments, "model.d_model=64")
+    assert result.returncode == 1
+    assert re.search(r"does not fit the model: transformer\.\S+ is \(\d+", result.stderr)
+    result = run(*arguments, "model.num_decoder_layers=3")
+    assert result.returncode == 1
+    assert re.search(r"it lacks transformer\.decoder\.layers\.2\S+.* and \d+ more", result.stderr)
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes((folder / "model_final.pth").read_bytes()[:5000])
+    result = run(*arguments[:-1], f"train.init_checkpoint={damaged}")
+    assert result.returncode == 1
+    assert f"{damaged} cannot be read" in result.stderr
+
+
+def test_weights_that_cannot_be_downloaded_say_so(run, tmp_path):
+    result = run(
+        "--config-file", CONFIG, f"train.output_dir={tmp_path}",
+        "train.init_checkpoint=http://127.0.0.1:9/weights.pth",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "cannot be downloaded or read" in result.stderr and "init_checkpoint=''" in result.stderr

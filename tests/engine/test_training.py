@@ -1,0 +1,124 @@
+"""Training through the package: it learns, goes on where it stopped, and keeps to its bounds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils.events import EventStorage
+
+from dab_detr.config import get_config
+from dab_detr.engine.main import train
+from dab_detr.engine.optimizer import backbone_lr_factor
+from dab_detr.engine.trainer import Trainer
+
+CONFIG = Path(__file__).parents[1] / "data" / "tiny_config.py"
+
+
+@pytest.fixture
+def config(datasets_root, monkeypatch, tmp_path):
+    """A function that loads the tiny config with overrides."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
+
+    def load(*overrides):
+        forget()
+        return get_config(CONFIG, [f"train.output_dir={tmp_path}", *overrides])
+
+    def forget():
+        for name in ("tiny_train", "tiny_val"):
+            if name in DatasetCatalog:
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+
+    yield load
+    forget()
+
+
+def run(cfg, resume=False):
+    default_setup(cfg, None)
+    model = instantiate(cfg.model)
+    steps = train(cfg, model, torch.device("cpu"), resume=resume)
+    return model, steps
+
+
+def losses(folder):
+    lines = (Path(folder) / "metrics.json").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {r["iteration"]: r["total_loss"] for r in records if "total_loss" in r}
+
+
+def test_thirty_steps_lower_the_loss_and_resume_goes_on(config, tmp_path):
+    cfg = config("train.max_iter=30", "optimizer.lr=0.002")
+    _, steps = run(cfg)
+    assert steps == 30
+    by_step = losses(tmp_path)
+    first, last = (sum(by_step[i] for i in part) / 5 for part in (range(5), range(25, 30)))
+    assert last < 0.9 * first
+
+    cfg = config("train.max_iter=33", "optimizer.lr=0.002")
+    _, steps = run(cfg, resume=True)
+    assert steps == 33
+    by_step = losses(tmp_path)
+    assert sorted(by_step) == list(range(33))
+    assert sum(by_step[i] for i in (30, 31, 32)) / 3 < 0.9 * first
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert checkpoint["iteration"] == 32
+    assert {int(s["step"]) for s in checkpoint["trainer"]["optimizer"]["state"].values()} == {33}
+
+
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(config):
+    _, steps = run(config("train.max_iter=1"), resume=True)
+    assert steps == 1
+
+
+def test_length_of_the_training_follows_the_epochs(config, tmp_path):
+    # 32 images in batches of 8: 4 steps an epoch
+    cfg = config("train.max_iter=null", "train.epochs=1.5", "train.checkpointer.period=null")
+    _, steps = run(cfg)
+    assert steps == 6
+    assert (tmp_path / "model_0000003.pth").is_file()
+
+
+def test_the_same_seed_gives_the_same_weights(config):
+    first, second = (run(config("train.max_iter=3"))[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other, _ = run(config("train.max_iter=3", "train.seed=1"))
+    assert any(not torch.equal(first[k], v) for k, v in other.state_dict().items())
+
+
+class Quadratic(torch.nn.Module):
+    """Loss with the gradient (30, 40), of norm 50."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, _):
+        return {"loss": (self.x * torch.tensor([30.0, 40.0])).sum()}
+
+
+@pytest.mark.parametrize("bound, expected", [(0.0, [-30, -40]), (5.0, [-3, -4]), (100, [-30, -40])])
+def test_the_gradient_of_all_parameters_is_clipped_together(bound, expected):
+    model = Quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = Trainer(model, [None], optimizer, device=torch.device("cpu"), max_grad_norm=bound)
+    with EventStorage() as storage:
+        trainer.iter = 0
+        trainer.run_step()
+        assert storage.latest()["grad_norm"][0] == pytest.approx(50)
+    assert model.x.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(config):
+    cfg = config("train.max_iter=5", "optimizer.lr=1e30", "train.clip_grad.max_norm=0")
+    with pytest.raises(FloatingPointError, match="not finite|infinite or NaN"):
+        run(cfg)
+
+
+def test_backbone_parameters_are_told_by_their_name():
+    factor = backbone_lr_factor(0.1)
+    assert factor("backbone.res2.0.conv1.weight") == 0.1
+    assert factor("transformer.input_proj.weight") == 1.0

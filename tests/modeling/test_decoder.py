@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from dab_detr.modeling.boxes import bounded_logits
+from dab_detr.modeling.decoder import Decoder, modulate_encoding
+
+
+def test_doubling_the_width_halves_the_x_half():
+    encoding = torch.randn(1, 3, 16)
+    reference = torch.rand(1, 3, 2)
+    anchors = torch.rand(1, 3, 4) * 0.4 + 0.1
+    wide = anchors * torch.tensor([1, 1, 2, 1])
+    narrow, doubled = (modulate_encoding(encoding, reference, a) for a in (anchors, wide))
+    torch.testing.assert_close(doubled[..., 8:], narrow[..., 8:] / 2)
+    torch.testing.assert_close(doubled[..., :8], narrow[..., :8])
+
+
+def test_modulation_is_the_ratio_of_reference_and_anchor():
+    encoding = torch.randn(4, 16)
+    reference, anchors = torch.rand(4, 2), torch.rand(4, 4) + 0.1
+    expected = encoding.clone()
+    expected[:, :8] *= (reference[:, 1] / anchors[:, 3])[:, None]
+    expected[:, 8:] *= (reference[:, 0] / anchors[:, 2])[:, None]
+    torch.testing.assert_close(modulate_encoding(encoding, reference, anchors), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("logit", [-9.0, -12.0, -120.0, -1000.0, 9.0, 1000.0])
+def test_extreme_anchors_stay_finite(small_transformer, dtype, logit):
+    model = small_transformer()
+    with torch.no_grad():
+        model.anchors.center_logits.fill_(logit)
+        model.anchors.size_logits.fill_(logit)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        class_logits, box_logits = model(torch.randn(1, 8, 4, 4))
+    assert class_logits.isfinite().all() and box_logits.isfinite().all()
+    if dtype == torch.float32:
+        (class_logits.sum() + box_logits.sigmoid().sum()).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def decoder_inputs(query_dim=4):
+    return (
+        torch.zeros(2, 6, 32),
+        torch.randn(2, 6, query_dim),
+        torch.randn(2, 9, 32),
+        torch.randn(2, 9, 32),
+        None,
+    )
+
+
+def build(**switches):
+    decoder = Decoder(3, 5, 32, 4, 64, **switches)
+    # boxes that do not move would hide which anchors a layer sees
+    for head in decoder.box_heads:
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
+    return decoder
+
+
+def test_without_updates_all_layers_predict_from_the_learned_anchors():
+    decoder = build(update_anchors=False)
+    inputs = decoder_inputs()
+    normed = []
+    decoder.norm.register_forward_hook(lambda *args: normed.append(args[2]))
+    _, box_logits = decoder(*inputs)
+    for layer in range(3):
+        expected = decoder.box_heads[0](normed[layer]) + bounded_logits(inputs[1])
+        torch.testing.assert_close(box_logits[layer], expected)
+
+
+def test_updated_anchors_carry_gradient_one_layer_back_only():
+    """The box loss of a layer reaches the head's work in the layer before, and no further."""
+    decoder = build(share_box_head=False)
+    content, anchor_logits, *rest = decoder_inputs()
+    _, box_logits = decoder(content, anchor_logits, *rest)
+
+    def reached(layer):
+        heads = [head.layers[-1].weight for head in decoder.box_heads]
+        grads = torch.autograd.grad(box_logits[layer].sum(), heads, retain_graph=True)
+        return [bool(grad.any()) for grad in grads]
+
+    assert reached(0) == [True, False, False]
+    assert reached(1) == [True, True, False]
+    # layer 2 starts from the anchor that head 1 made from a detached one
+    assert reached(2) == [False, True, True]
+
+
+def test_last_layer_alone_equals_the_last_of_all():
+    decoder = build().eval()
+    inputs = decoder_inputs()
+    every, last = decoder(*inputs), decoder(*inputs, all_layers=False)
+    for all_layers, only in zip(every, last):
+        assert only.shape[0] == 1
+        torch.testing.assert_close(only[0], all_layers[-1])
+
+
+def test_points_predict_their_size_from_the_head_alone():
+    decoder = build(query_dim=2, modulate_hw_attention=False, update_anchors=False)
+    inputs = decoder_inputs(query_dim=2)
+    normed = []
+    decoder.norm.register_forward_hook(lambda *args: normed.append(args[2]))
+    _, box_logits = decoder(*inputs)
+    torch.testing.assert_close(box_logits[0][..., 2:], decoder.box_heads[0](normed[0])[..., 2:])
+
+
+def test_points_cannot_be_modulated():
+    with pytest.raises(ValueError, match="modulate_hw_attention"):
+        build(query_dim=2)

@@ -1,0 +1,110 @@
+import math
+
+import pytest
+import torch
+
+SWITCHES = [
+    {},
+    {"num_patterns": 3},
+    {"modulate_hw_attention": False},
+    {"update_anchors": False},
+    {"query_dim": 2, "modulate_hw_attention": False},
+    {"share_box_head": False},
+    {"key_temperature": 10, "query_temperature": 20},
+    {"anchor_init": "grid", "freeze_anchor_centers": True},
+    {"num_encoder_layers": 0, "num_decoder_layers": 1},
+    {"dropout": 0.1},
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_every_switch_runs_forward_and_backward(small_transformer, switches):
+    model = small_transformer(**switches)
+    class_logits, box_logits = model(torch.randn(2, 8, 3, 4))
+    layers, queries = switches.get("num_decoder_layers", 3), 10 * switches.get("num_patterns", 1)
+    assert class_logits.shape == (layers, 2, queries, 5)
+    assert box_logits.shape == (layers, 2, queries, 4)
+    (class_logits.sum() + box_logits.square().sum()).backward()
+    # DDP waits for every parameter that can be trained
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
+
+
+@torch.no_grad()
+def test_an_image_gives_the_same_alone_and_in_a_padded_batch(small_transformer):
+    model = small_transformer().eval()
+    features = torch.randn(2, 8, 6, 9)
+    sizes = [(6, 9), (4, 5)]
+    mask = torch.ones(2, 6, 9, dtype=torch.bool)
+    for image, (height, width) in enumerate(sizes):
+        mask[image, :height, :width] = False
+    together = model(features, mask)
+    for image, (height, width) in enumerate(sizes):
+        alone = model(features[image : image + 1, :, :height, :width])
+        for batched, single in zip(together, alone):
+            torch.testing.assert_close(batched[:, image], single[:, 0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_mask_without_padding_changes_nothing(small_transformer):
+    model = small_transformer().eval()
+    features = torch.randn(2, 8, 3, 4)
+    masked = model(features, torch.zeros(2, 3, 4, dtype=torch.bool))
+    for a, b in zip(masked, model(features)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_start_values_are_the_published_ones(small_transformer):
+    model = small_transformer(d_model=64)
+    decoder = model.decoder
+    assert decoder.class_head.bias.tolist() == pytest.approx([-math.log(99)] * 5)
+    assert not decoder.box_heads[0].layers[-1].weight.any()
+    assert not decoder.box_heads[0].layers[-1].bias.any()
+    # Xavier: uniform within sqrt(6 / (fan_in + fan_out)); the packed projection counts as one
+    for weight in (
+        model.encoder.layers[0].self_attention.in_proj.weight,
+        decoder.layers[1].cross_attention.value_proj.weight,
+        decoder.position_mlp.layers[0].weight,
+        decoder.reference_size.layers[0].weight,
+        model.encoder.position_scale.layers[1].weight,
+    ):
+        bound = math.sqrt(6 / sum(weight.shape))
+        assert 0.9 * bound < weight.abs().max() <= bound
+    # heads and input_proj keep PyTorch's own start: within 1 / sqrt(fan_in)
+    assert decoder.class_head.weight.abs().max() <= 1 / 8
+    assert model.input_proj.weight.abs().max() <= 1 / math.sqrt(8)
+    assert decoder.layers[0].feed_forward.activation.weight.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "wrong, word",
+    [
+        ({"d_model": 30}, "d_model"),
+        ({"num_decoder_layers": 0}, "num_decoder_layers"),
+        ({"num_queries": 0}, "num_queries"),
+    ],
+)
+def test_impossible_sizes_are_named(small_transformer, wrong, word):
+    with pytest.raises(ValueError, match=word):
+        small_transformer(**wrong)
+
+
+def test_bfloat16_autocast_is_close_to_float32_and_keeps_boxes_in_float32(small_transformer):
+    model = small_transformer()
+    features = torch.randn(2, 8, 4, 4)
+    exact = model(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(features)
+    assert mixed[1].dtype == torch.float32
+    torch.testing.assert_close(mixed[1].sigmoid(), exact[1].sigmoid(), atol=2e-2, rtol=0)
+    (mixed[0].float().sum() + mixed[1].sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_a_model_in_half_precision_runs(small_transformer, dtype):
+    model = small_transformer().to(dtype).eval()
+    class_logits, box_logits = model(torch.randn(1, 8, 4, 4, dtype=dtype))
+    assert class_logits.isfinite().all()
+    assert box_logits.dtype == torch.float32

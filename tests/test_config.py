@@ -1,0 +1,149 @@
+import pytest
+import torch
+from detectron2.config import get_cfg, instantiate
+from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.modeling import build_model
+from omegaconf import OmegaConf
+
+import dab_detr
+from dab_detr.config import config_directory, config_file, get_config, list_configs
+from dab_detr.errors import InputError
+
+
+def yaml_config(*overrides):
+    cfg = get_cfg()
+    dab_detr.add_dab_detr_config(cfg)
+    cfg.merge_from_file(str(config_directory() / "yaml" / "dab_detr_r50.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *overrides])
+    return cfg
+
+
+SMALL_YAML = """
+    MODEL.DAB_DETR.D_MODEL 32 MODEL.DAB_DETR.NUM_HEADS 4 MODEL.DAB_DETR.FFN_DIM 64
+    MODEL.DAB_DETR.NUM_ENCODER_LAYERS 1 MODEL.DAB_DETR.NUM_DECODER_LAYERS 2
+    MODEL.DAB_DETR.NUM_QUERIES 10 MODEL.DAB_DETR.NUM_CLASSES 3
+    MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 INPUT.MIN_SIZE_TEST 64
+""".split()
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_every_config_loads_and_instantiates(name):
+    cfg = get_config(name)
+    model = instantiate(cfg.model)
+    assert type(model) is dab_detr.DABDETR
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    in_groups = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert in_groups == {id(p) for p in model.parameters() if p.requires_grad}
+    scheduler = instantiate(cfg.lr_multiplier)
+    assert 0 < scheduler(0.9999) < scheduler(0.5) <= 1
+    # all references to other keys resolve
+    OmegaConf.to_container(cfg.train, resolve=True)
+    assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
+
+
+def test_lazy_config_and_yaml_build_the_same_model():
+    lazy = instantiate(get_config("dab_detr_r50_50ep.py").model)
+    from_yaml = build_model(yaml_config())
+    states = lazy.state_dict(), from_yaml.state_dict()
+    assert {k: v.shape for k, v in states[0].items()} == {k: v.shape for k, v in states[1].items()}
+    from_yaml.load_state_dict(states[0])
+    assert [p.requires_grad for p in lazy.parameters()] == [
+        p.requires_grad for p in from_yaml.parameters()
+    ]
+    inputs = [{"image": torch.randint(256, (3, 96, 128), dtype=torch.uint8)}]
+    with torch.no_grad():
+        results = [model.eval()(inputs)[0]["instances"] for model in (lazy, from_yaml)]
+    assert torch.equal(results[0].scores, results[1].scores)
+    assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
+    for name in ("class_weight", "bbox_weight", "giou_weight", "focal_alpha", "focal_gamma"):
+        first, second = (getattr(m.criterion.matcher, name) for m in (lazy, from_yaml))
+        assert first == second
+    assert lazy.criterion.weights == from_yaml.criterion.weights
+
+
+def test_detectron2s_default_trainer_and_predictor_run_it(tiny_shapes, tmp_path):
+    train, val = tiny_shapes
+    cfg = yaml_config(*SMALL_YAML, "OUTPUT_DIR", str(tmp_path))
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 2
+    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    trainer = DefaultTrainer(cfg)
+    trainer.train()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    cfg.DATASETS.TEST = (val,)
+    predictor = DefaultPredictor(cfg)
+    assert predictor.metadata.thing_classes == ["rectangle", "ellipse", "triangle"]
+    image = torch.randint(256, (50, 70, 3), dtype=torch.uint8).numpy()
+    instances = predictor(image)["instances"]
+    assert instances.image_size == (50, 70) and len(instances) == 30
+    weights = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
+    assert weights.keys() == predictor.model.state_dict().keys()
+
+
+def test_published_recipe():
+    cfg = get_config("dab_detr_r50_50ep.py")
+    model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    groups = instantiate(cfg.optimizer).param_groups
+    by_id = {id(p): group for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(("backbone.stem", "backbone.res2"))
+        assert parameter.requires_grad != frozen, name
+        if not frozen:
+            group = by_id[id(parameter)]
+            expected = 1e-5 if name.startswith("backbone.") else 1e-4
+            assert group["lr"] == pytest.approx(expected), name
+            assert group["weight_decay"] == 1e-4, name
+    schedule = instantiate(cfg.lr_multiplier)
+    epochs = cfg.train.epochs
+    assert schedule(0) == 1.0
+    assert schedule(39.9 / epochs) == 1.0
+    assert schedule(40.1 / epochs) == pytest.approx(0.1)
+    assert cfg.train.clip_grad.max_norm == 0.1
+    assert cfg.dataloader.train.total_batch_size == 16
+    assert cfg.dataloader.train.dataset.filter_empty is False
+    assert cfg.train.seed == 42
+
+
+def test_config_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("dab_detr_r50_50ep.py", "configs/dab_detr_r50_50ep.py"):
+        assert dab_detr.get_config(name).model.num_queries == 300
+    with pytest.raises(InputError, match="no_such.py.*dab_detr_r50_50ep.py"):
+        config_file("no_such.py")
+
+
+def test_overrides_change_the_config():
+    cfg = get_config(
+        "dab_detr_r50_50ep.py",
+        ["model.num_patterns=3", "train.amp.dtype=bfloat16", "+train.note=mine",
+         "dataloader.train.mapper.augmentations.0.prob=0.25"],
+    )  # fmt: skip
+    assert cfg.model.num_patterns == 3
+    assert cfg.train.amp.dtype == "bfloat16"
+    assert cfg.train.note == "mine"
+    assert cfg.dataloader.train.mapper.augmentations[0].prob == 0.25
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("train.max_itr=3", "did you mean train.max_iter"),
+        ("model.num_querys=3", "model.num_queries"),
+        ("nonsense", "key=value"),
+        ("train.max_iter=[1", "cannot be applied"),
+        ("model.num_queries.x=1", "no key 'model.num_queries.x'"),
+    ],
+)
+def test_wrong_overrides_are_named(override, words):
+    with pytest.raises(InputError, match=words):
+        get_config("dab_detr_r50_50ep.py", [override])
+
+
+def test_a_config_that_does_not_load_says_why(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("from .missing import model\n")
+    with pytest.raises(InputError, match="broken.py does not load.*missing.py does not exist"):
+        get_config(broken)

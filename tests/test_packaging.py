@@ -1,0 +1,66 @@
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from dab_detr import environment
+from dab_detr.config import list_configs
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_wheel_carries_the_package_and_all_configs(tmp_path):
+    copy = tmp_path / "source"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in files:
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--wheel-dir", str(tmp_path), str(copy)],
+        check=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    # away from the checkout only the wheel's own files can answer
+    program = f"""
+import sys
+sys.path = [{str(wheel.with_suffix(""))!r}] + [p for p in sys.path if "projects" not in p]
+import dab_detr, dab_detr.config
+assert dab_detr.__file__.startswith(sys.path[0]), dab_detr.__file__
+print(*dab_detr.config.list_configs())
+print(dab_detr.get_config("dab_detr_r50_50ep.py").model.num_queries)
+"""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(wheel.with_suffix(""))
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [*list_configs(), "300"]
+
+
+def test_environment_names_the_parts():
+    text = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "dab_detr.environment"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for word in ("torch", "torchvision", "detectron2", "CUDA", "pytest"):
+        assert f"\n{word} " in text
+
+
+def test_environment_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    rows = dict(environment.describe())
+    assert rows["detectron2"].startswith("missing")
