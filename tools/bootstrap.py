@@ -27,8 +27,9 @@ COPY_SHA256 = "b1c580a69e2966610b1b9c6ff9647800a17fa8898ef4c3737e48097a7630c381"
 COPY_PATH = Path("geowatch_tpl/submodules_static/detectron2")
 # what the copy imports; the official one brings its own requirements
 COPY_REQUIREMENTS = [
-    "yacs", "cloudpickle", "termcolor", "black", "packaging", "tqdm", "opencv-python-headless",
-    "kwimage",
+    "fvcore", "iopath", "omegaconf", "hydra-core", "yacs", "cloudpickle", "termcolor", "black",
+    "packaging", "tqdm", "tabulate", "pycocotools", "matplotlib", "tensorboard", "pillow",
+    "opencv-python-headless", "kwimage",
 ]  # fmt: skip
 
 
@@ -50,7 +51,10 @@ def main() -> None:
         venv.create(folder, with_pip=True)
     site_packages = Path(query(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     inherit_file = site_packages / "dab_detr_inherited.pth"
-    inherit_file.write_text("".join(f"{path}\n" for path in inherited))
+    # addsitedir, because a bare path would leave out the folders that its own .pth files name
+    inherit_file.write_text(
+        "".join(f"import site; site.addsitedir({path!r})\n" for path in inherited)
+    )
 
     with tempfile.TemporaryDirectory() as scratch:
         constraints = Path(scratch) / "constraints.txt"
