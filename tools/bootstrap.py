@@ -67,6 +67,11 @@ def main() -> None:
         install_detectron2(python, pip, folder, site_packages)
         # setuptools is there already: an isolated build would download another one
         run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
+    if not (imported_version(python, "dab_detr") or "").endswith(str(ROOT / "projects/dab_detr")):
+        sys.exit(
+            f"bootstrap: {sys.executable} has another dab_detr, which would be used instead of this "
+            "one: uninstall it there, or choose another interpreter with PYTHON=..."
+        )
     say("ready:")
     run([str(python), "-m", "dab_detr.environment"])
 
