@@ -69,7 +69,7 @@ def main() -> None:
         run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
     if not (imported_version(python, "dab_detr") or "").endswith(str(ROOT / "projects/dab_detr")):
         sys.exit(
-            f"bootstrap: {sys.executable} has another dab_detr, which would be used instead of this "
+            f"bootstrap: {sys.executable} has another dab_detr, which would hide this "
             "one: uninstall it there, or choose another interpreter with PYTHON=..."
         )
     say("ready:")

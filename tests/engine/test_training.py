@@ -40,8 +40,10 @@ def config(datasets_root, monkeypatch, tmp_path):
 def run(cfg, resume=False):
     default_setup(cfg, None)
     model = instantiate(cfg.model)
-    steps = train(cfg, model, torch.device("cpu"), resume=resume)
-    return model, steps
+    results = train(cfg, model, torch.device("cpu"), resume=resume)
+    evaluation = json.loads((Path(cfg.train.output_dir) / "evaluation.json").read_text())
+    assert evaluation["results"]["bbox"]["AP"] == results["bbox"]["AP"]
+    return model, evaluation["step"]
 
 
 def losses(folder):

@@ -43,6 +43,10 @@ _SHAPES = {
     "ring": lambda y, x: (y * y + x * x <= 1) & (y * y + x * x >= 0.3),
 }
 CLASSES = tuple(_SHAPES)
+# of the boxes in pictures of predictions, RGB
+_BOX_COLORS = [
+    (255, 255, 0), (0, 255, 255), (255, 80, 255), (255, 140, 0), (80, 255, 80), (255, 60, 60),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,11 @@ def register_shapes(prefix: str = "shapes", spec: ShapesSpec = ShapesSpec()) -> 
     for part in ("train", "val"):
         name = f"{prefix}_{part}"
         DatasetCatalog.register(name, lambda name=name, part=part: _load(name, part, spec))
-        MetadataCatalog.get(name).set(thing_classes=list(spec.classes), evaluator_type="coco")
+        MetadataCatalog.get(name).set(
+            thing_classes=list(spec.classes),
+            thing_colors=[_BOX_COLORS[CLASSES.index(name)] for name in spec.classes],
+            evaluator_type="coco",
+        )
 
 
 def _load(name: str, part: str, spec: ShapesSpec) -> list[dict]:

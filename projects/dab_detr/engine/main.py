@@ -137,10 +137,9 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
         model = _build_model(cfg, device)
         if args.eval_only:
             Checkpointer(model, complete=True).load(cfg.train.init_checkpoint)
-            step = None
+            results = evaluate(cfg, model)
         else:
-            step = train(cfg, model, device, resume=args.resume)
-        results = evaluate(cfg, model, step=step)
+            results = train(cfg, model, device, resume=args.resume)
         if comm.is_main_process():
             _report(cfg, model, results)
     except (InputError, FloatingPointError) as error:
@@ -156,8 +155,8 @@ def _build_model(cfg: DictConfig, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
-def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bool) -> int:
-    """Train as the config says.
+def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bool) -> dict:
+    """Train and evaluate as the config says.
 
     Args:
         cfg: a whole config, see ``configs/common/train.py`` for its ``train`` section.
@@ -165,7 +164,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bo
         resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
 
     Returns:
-        The number of steps that the model has been trained.
+        What the evaluation after the last step gives, see :func:`evaluate`.
     """
     # the learning rates belong to the parameters, so the optimizer sees the model before DDP does
     cfg.optimizer.params.model = model
@@ -204,7 +203,13 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bo
         checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
         start_iter = 0
 
-    period = cfg.train.eval_period or epoch
+    results = {}
+
+    def evaluate_now() -> dict:
+        results.clear()
+        results.update(evaluate(cfg, model, step=min(trainer.iter + 1, max_iter)))
+        return results
+
     writers = []
     if comm.is_main_process():
         writers = [
@@ -215,7 +220,9 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bo
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=_schedule(cfg, optimizer, max_iter)),
+            hooks.LRScheduler(
+                scheduler=LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), max_iter)
+            ),
             hooks.PeriodicCheckpointer(
                 checkpointer,
                 cfg.train.checkpointer.period or epoch,
@@ -224,11 +231,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bo
             )
             if comm.is_main_process()
             else None,
-            hooks.EvalHook(
-                period,
-                lambda: evaluate(cfg, model, step=trainer.iter + 1),
-                eval_after_train=False,
-            ),
+            hooks.EvalHook(cfg.train.eval_period or epoch, evaluate_now),
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if writers else None,
         ]
     )
@@ -237,11 +240,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bo
         f"({max_iter * batch_size / max(1, len(dataset)):.1f} epochs of {len(dataset)} images)."
     )
     trainer.train(start_iter, max_iter)
-    return max_iter
-
-
-def _schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer, max_iter: int) -> LRMultiplier:
-    return LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), max_iter)
+    return results
 
 
 def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 from torch import nn
 
@@ -40,6 +40,8 @@ def draw_predictions(
         The files.
     """
     metadata = MetadataCatalog.get(dataset_name)
+    # one colour a class where the data set has such, else one an object
+    mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     truth = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     Path(folder).mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
@@ -51,8 +53,9 @@ def draw_predictions(
             scale = max(1.0, _LEAST_SIDE / min(image.shape[:2]))
             instances = output["instances"].to("cpu")
             instances = instances[instances.scores >= score_threshold]
-            predicted = Visualizer(image, metadata, scale).draw_instance_predictions(instances)
-            wanted = Visualizer(image, metadata, scale).draw_dataset_dict(truth[record["image_id"]])
+            left, right = (Visualizer(image, metadata, scale, mode) for _ in range(2))
+            predicted = left.draw_instance_predictions(instances)
+            wanted = right.draw_dataset_dict(truth[record["image_id"]])
             both = np.concatenate((predicted.get_image(), wanted.get_image()), axis=1)
             files.append(Path(folder) / f"{Path(record['file_name']).stem}.png")
             Image.fromarray(both).save(files[-1])
