@@ -9,7 +9,7 @@ DEMO := configs/shapes/dab_detr_shapes.py
 .PHONY: help setup demo test lint environment clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv and install everything into it
 

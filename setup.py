@@ -43,6 +43,7 @@ setup(
         "pillow",
         "tabulate",
         "tensorboard",
+        "safetensors",
     ],
     extras_require={"test": TEST, "dev": [*TEST, "ruff"]},
 )

@@ -6,5 +6,5 @@ from .common.schedule import lr_multiplier_50ep as lr_multiplier
 from .common.train import train
 from .models.dab_detr_r50 import model
 
-train.output_dir = "./output/dab_detr_r50_50ep"
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+train.output_dir = "./output/dab_detr_r50_50ep"

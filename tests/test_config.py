@@ -1,7 +1,10 @@
+import detectron2.data.transforms as T
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg, instantiate
 from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
@@ -103,8 +106,36 @@ def test_published_recipe():
     assert schedule(40.1 / epochs) == pytest.approx(0.1)
     assert cfg.train.clip_grad.max_norm == 0.1
     assert cfg.dataloader.train.total_batch_size == 16
+    assert not [m for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m for m in model.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert cfg.dataloader.train.dataset.filter_empty is False
     assert cfg.train.seed == 42
+
+
+def test_published_augmentation():
+    loader = get_config("dab_detr_r50_50ep.py").dataloader
+    train, test = instantiate(loader.train.mapper), instantiate(loader.test.mapper)
+    assert train.image_format == test.image_format == "RGB"
+    image = np.zeros((640, 480, 3), np.uint8)
+    short_sides, cropped, flipped = set(), 0, 0
+    for _ in range(600):
+        augmented = T.AugInput(image)
+        transforms = train.augmentations(augmented)
+        height, width = augmented.image.shape[:2]
+        short_sides.add(min(height, width))
+        assert max(height, width) <= 1333
+        names = [type(t).__name__ for t in transforms.transforms]
+        cropped += "CropTransform" in names
+        flipped += "HFlipTransform" in names
+        crop = next((t for t in transforms.transforms if hasattr(t, "x0")), None)
+        if crop is not None:
+            assert 384 <= crop.w <= 600 and 384 <= crop.h <= 600
+    # of 600 with probability a half: five standard deviations are 61
+    assert 239 < cropped < 361 and 239 < flipped < 361
+    # without the crop nothing is bounded by 1333, so all eleven sides are reached
+    assert set(range(480, 801, 32)) <= short_sides
+    (resize,) = test.augmentations.augs
+    assert (list(resize.short_edge_length), resize.max_size) == ([800, 800], 1333)
 
 
 def test_config_is_found_from_anywhere(tmp_path, monkeypatch):

@@ -33,6 +33,14 @@ COPY_REQUIREMENTS = [
 ]  # fmt: skip
 
 
+# A package counts as working when this import succeeds: a mismatch of versions shows here.
+PROBES = {
+    "torch": "import torch",
+    "torchvision": "import torchvision.ops, torchvision; torchvision.ops.nms",
+    "detectron2": "import detectron2.engine, detectron2.modeling, detectron2",
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the virtual environment, made if missing")
@@ -45,10 +53,7 @@ def main() -> None:
     if sys.version_info[:2] > NEWEST_TESTED:
         say("this Python is newer than the tested 3.10 to 3.12; pinned versions may not fit it")
     inherited = inherit(folder)
-    python = folder / "bin" / "python"
-    if not python.is_file():
-        say(f"making {folder} from {sys.executable}")
-        venv.create(folder, with_pip=True)
+    python = make_environment(folder)
     site_packages = Path(query(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     inherit_file = site_packages / "dab_detr_inherited.pth"
     # addsitedir, because a bare path would leave out the folders that its own .pth files name
@@ -61,13 +66,16 @@ def main() -> None:
         constraints.write_text(applicable_constraints(python))
         pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
         for name in ("torch", "torchvision"):
-            found = imported_version(python, name)
+            found = working_version(python, name)
             say(f"{name}: {'using ' + found if found else 'installing the tested version'}")
         run([*pip, "setuptools", "wheel", "torch", "torchvision"])
+        for name in ("torch", "torchvision"):
+            require_working(python, name)
         install_detectron2(python, pip, folder, site_packages)
         # setuptools is there already: an isolated build would download another one
         run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
-    if not (imported_version(python, "dab_detr") or "").endswith(str(ROOT / "projects/dab_detr")):
+    place = query(python, "import dab_detr; print(dab_detr.__path__[0])")
+    if Path(place) != ROOT / "projects" / "dab_detr":
         sys.exit(
             f"bootstrap: {sys.executable} has another dab_detr, which would hide this "
             "one: uninstall it there, or choose another interpreter with PYTHON=..."
@@ -76,11 +84,41 @@ def main() -> None:
     run([str(python), "-m", "dab_detr.environment"])
 
 
+def make_environment(folder: Path) -> Path:
+    """The environment's interpreter; makes the environment if it is missing or unusable."""
+    python = folder / "bin" / "python"
+    if python.exists():
+        version = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
+        wanted = ".".join(map(str, sys.version_info[:2]))
+        try:
+            found = query(python, f"import pip; {version}")
+        except (OSError, subprocess.CalledProcessError):
+            say(f"{folder} is unusable; making it anew")
+            shutil.rmtree(folder)
+        else:
+            if found != wanted:
+                sys.exit(
+                    f"bootstrap: {folder} is of Python {found}, {sys.executable} of {wanted}: "
+                    "remove it with `make clean`."
+                )
+            return python
+    say(f"making {folder} from {sys.executable}")
+    try:
+        venv.create(folder, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        sys.exit(
+            f"bootstrap: {sys.executable} cannot make a virtual environment ({error}); install its "
+            "venv package (python3-venv on Debian and Ubuntu) or choose another with PYTHON=..."
+        )
+    return python
+
+
 def inherit(folder: Path) -> list[str]:
     """Site folders of this interpreter, if it has torch or Detectron2 and is not the new one's."""
     if Path(sys.prefix).resolve() == folder:
         return []
-    useful = [name for name in ("torch", "detectron2") if imported_version(sys.executable, name)]
+    useful = [name for name in ("torch", "detectron2") if working_version(sys.executable, name)]
     if not useful:
         return []
     say(f"{sys.executable} has {' and '.join(useful)}: using what is installed there")
@@ -89,29 +127,32 @@ def inherit(folder: Path) -> list[str]:
 
 
 def applicable_constraints(python: Path) -> str:
-    """constraints.txt without the packages that the environment has from elsewhere."""
-    lines = []
+    """constraints.txt, where what the environment has from elsewhere stays as it is."""
     code = (
         "import importlib.metadata as m, json, sys;"
-        "print(json.dumps([d.metadata['Name'] for d in m.distributions()"
-        " if not str(d.locate_file('')).startswith(sys.prefix)]))"
+        "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions()"
+        " if not str(d.locate_file('')).startswith(sys.prefix)}))"
     )
-    present = {normalized(name) for name in json.loads(query(python, code))}
+    present = {
+        normalized(name): version for name, version in json.loads(query(python, code)).items()
+    }
+    lines = [f"{name}=={version}" for name, version in present.items()]
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         name = normalized(re.match(r"[\w.-]*", line).group())
-        if name not in present:
+        # which torchvision fits is for the torch to say that is there
+        if name not in present and not (name == "torchvision" and "torch" in present):
             lines.append(line)
     return "\n".join(lines)
 
 
 def install_detectron2(python: Path, pip: list[str], folder: Path, site_packages: Path) -> None:
     """Take Detectron2 as it is, or build the official one, or install the pure-Python copy."""
-    if found := imported_version(python, "detectron2"):
+    if found := working_version(python, "detectron2"):
         return say(f"Detectron2: using {found}")
     if official_is_reachable():
         say(f"Detectron2: building the official one at {COMMIT[:7]} (some minutes)")
         command = [*pip, "--no-build-isolation", f"detectron2 @ git+{REPOSITORY}@{COMMIT}"]
-        if subprocess.run(command).returncode == 0 and imported_version(python, "detectron2"):
+        if subprocess.run(command).returncode == 0 and working_version(python, "detectron2"):
             return say("Detectron2: the official one is installed")
         say("Detectron2: it could not be built (it needs a C++ compiler)")
     else:
@@ -140,8 +181,7 @@ def install_detectron2(python: Path, pip: list[str], folder: Path, site_packages
             ]
         )
     (site_packages / "detectron2_copy.pth").write_text(f"{target / COPY_PATH}\n")
-    if not imported_version(python, "detectron2"):
-        sys.exit("bootstrap: Detectron2 was installed but cannot be imported; see above.")
+    require_working(python, "detectron2")
 
 
 def official_is_reachable() -> bool:
@@ -159,16 +199,24 @@ def official_is_reachable() -> bool:
         return False
 
 
-def imported_version(python: str | Path, module: str) -> str | None:
-    """Version and place of a module as that interpreter imports it; None if the import fails."""
-    code = f"import {module}; print({module}.__version__, 'in', {module}.__path__[0])"
-    result = subprocess.run(
-        [str(python), "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "tools",
-    )
+def working_version(python: str | Path, name: str) -> str | None:
+    """Version and place of a package as that interpreter imports it; None if it does not work."""
+    code = f"{PROBES[name]}; print({name}.__version__, 'in', {name}.__path__[0])"
+    command = [str(python), "-W", "ignore", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools")
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def require_working(python: Path, name: str) -> None:
+    """Stop with the reason if a package that was installed or found does not work."""
+    command = [str(python), "-W", "ignore", "-c", PROBES[name]]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools")
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        sys.exit(
+            f"bootstrap: {name} is installed but does not work ({reason}); mend it, or choose "
+            "an interpreter without it with PYTHON=..."
+        )
 
 
 def query(python: Path, code: str) -> str:

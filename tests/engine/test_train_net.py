@@ -21,12 +21,13 @@ CONFIG = ROOT / "tests" / "data" / "tiny_config.py"
 def run(datasets_root):
     """Runs train_net.py with the tiny data set and returns the finished process."""
 
-    def call(*arguments):
+    def call(*arguments, cwd=None, **environment):
         return subprocess.run(
             [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *map(str, arguments)],
             capture_output=True,
             text=True,
-            env={**os.environ, "DETECTRON2_DATASETS": str(datasets_root)},
+            env={**os.environ, "DETECTRON2_DATASETS": str(datasets_root), **environment},
+            cwd=cwd,
         )
 
     return call
@@ -85,6 +86,19 @@ def test_evaluation_alone_repeats_the_result(run, trained, tmp_path):
     assert first == second
 
 
+def test_a_config_can_be_named_from_anywhere(run, tmp_path):
+    """The name is looked up among the project's own; the run gets past it to the missing data."""
+    result = run("--config-file", "dab_detr_r50_50ep.py", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "coco_2017_train" in result.stderr and "Traceback" not in result.stderr
+    result = run(
+        "--config-file", "configs/shapes/dab_detr_shapes.py", "train.device=cpu",
+        "train.max_iter=1", "dataloader.train.dataset.names=tiny_train",
+        f"train.output_dir={tmp_path}", cwd=tmp_path,
+    )  # fmt: skip
+    assert "no data set 'tiny_train'" in result.stderr
+
+
 def test_two_processes_train_together(run, tmp_path):
     result = run(
         "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto",
@@ -124,7 +138,10 @@ WRONG = {
         ["train.amp.enabled=True", "train.amp.dtype=float8"],
         "train.amp.dtype is 'float8'",
     ),
-    "unknown argument of the model": (["+model.depth=3"], "model cannot be built.*depth"),
+    "batch of nothing": (["dataloader.train.total_batch_size=0"], "total_batch_size is 0"),
+    "length that is no number": (["train.max_iter=abc"], "train.max_iter is 'abc'"),
+    "unknown argument of the optimizer": (["+optimizer.foo=1"], "section optimizer .*foo"),
+    "unknown argument of the model": (["+model.depth=3"], "section model does not work.*depth"),
     "impossible model": (["model.anchor_init=gird"], "anchor_init is 'gird'"),
     "unknown level": (["model.in_features=[res7]"], "'res7', but ResNet gives"),
 }
@@ -171,6 +188,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(in_process, trained, tmp_path
     for override, checkpoint, words in (
         ("model.d_model=64", weights, r"does not fit the model: transformer\.\S+ is \(\d+"),
         (
+            "model.num_decoder_layers=1",
+            weights,
+            r"which has no transformer\.decoder\S+",
+        ),
+        (
             "model.num_decoder_layers=3",
             weights,
             r"it lacks transformer\.decoder\.layers\.2\S+.* and \d+ more",
@@ -192,4 +214,4 @@ def test_weights_that_cannot_be_downloaded_say_so(in_process, tmp_path, capsys):
     )  # fmt: skip
     assert code == 1
     message = capsys.readouterr().err
-    assert "cannot be downloaded or read" in message and "init_checkpoint=''" in message
+    assert "cannot be downloaded" in message and "init_checkpoint=''" in message

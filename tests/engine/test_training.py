@@ -11,9 +11,10 @@ from detectron2.engine import default_setup
 from detectron2.utils.events import EventStorage
 
 from dab_detr.config import get_config
-from dab_detr.engine.main import train
 from dab_detr.engine.optimizer import backbone_lr_factor
 from dab_detr.engine.trainer import Trainer
+from dab_detr.engine.training import train
+from dab_detr.errors import InputError
 
 CONFIG = Path(__file__).parents[1] / "data" / "tiny_config.py"
 
@@ -46,29 +47,67 @@ def run(cfg, resume=False):
     return model, evaluation["step"]
 
 
-def losses(folder):
+def metrics(folder, name="total_loss"):
     lines = (Path(folder) / "metrics.json").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    return {r["iteration"]: r["total_loss"] for r in records if "total_loss" in r}
+    return {r["iteration"]: r[name] for r in records if "total_loss" in r}
 
 
 def test_thirty_steps_lower_the_loss_and_resume_goes_on(config, tmp_path):
     cfg = config("train.max_iter=30", "optimizer.lr=0.002")
     _, steps = run(cfg)
     assert steps == 30
-    by_step = losses(tmp_path)
+    by_step = metrics(tmp_path)
     first, last = (sum(by_step[i] for i in part) / 5 for part in (range(5), range(25, 30)))
     assert last < 0.9 * first
 
     cfg = config("train.max_iter=33", "optimizer.lr=0.002")
     _, steps = run(cfg, resume=True)
     assert steps == 33
-    by_step = losses(tmp_path)
+    by_step = metrics(tmp_path)
     assert sorted(by_step) == list(range(33))
     assert sum(by_step[i] for i in (30, 31, 32)) / 3 < 0.9 * first
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 32
     assert {int(s["step"]) for s in checkpoint["trainer"]["optimizer"]["state"].values()} == {33}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resuming_continues_the_learning_rate_schedule(config, tmp_path, monkeypatch):
+    overrides = ["train.max_iter=16", "train.checkpointer.period=6"]
+    run(config(*overrides, f"train.output_dir={tmp_path / 'whole'}"))
+    expected = metrics(tmp_path / "whole", "lr")
+    assert len(set(expected.values())) >= 3  # warm-up, full, a tenth
+
+    stopped = [*overrides, f"train.output_dir={tmp_path / 'stopped'}"]
+    with monkeypatch.context() as patch:
+        original = Trainer.run_step
+
+        def stop_after_eight(trainer):
+            if trainer.iter == 8:
+                raise Interrupted
+            original(trainer)
+
+        patch.setattr(Trainer, "run_step", stop_after_eight)
+        with pytest.raises(Interrupted):
+            run(config(*stopped))
+    run(config(*stopped), resume=True)
+    assert metrics(tmp_path / "stopped", "lr") == pytest.approx(expected)
+
+
+def test_a_new_training_in_the_same_folder_starts_a_new_metrics_file(config, tmp_path):
+    run(config("train.max_iter=3"))
+    run(config("train.max_iter=2"))
+    assert sorted(metrics(tmp_path)) == [0, 1]
+    assert (tmp_path / "previous_metrics.json").is_file()
+
+
+def test_too_few_classes_are_reported_before_the_first_step(config):
+    with pytest.raises(InputError, match="'tiny_train' has 3 classes, the model 2"):
+        run(config("model.num_classes=2"))
 
 
 def test_resuming_without_a_checkpoint_starts_from_the_beginning(config):

@@ -1,10 +1,13 @@
 """Checks on the data sets that a config names, before anything slow starts."""
 
+import json
+import logging
 import os
 from collections.abc import Iterable
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig
+from torch import nn
 
 from dab_detr.errors import InputError
 
@@ -20,9 +23,32 @@ def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
         InputError: naming the data set and the file or the names there are.
     """
     for part in parts:
-        names = cfg.dataloader[part].dataset.names
-        for name in names if isinstance(names, (list, tuple, ListConfig)) else [names]:
+        for name in _names(cfg, part):
             _check_dataset(name)
+
+
+def check_classes(cfg: DictConfig, model: nn.Module) -> None:
+    """See that the model has a class for each of the training data's, which have been loaded.
+
+    Raises:
+        InputError: if it has fewer. More are allowed and reported.
+    """
+    for name in _names(cfg, "train"):
+        wanted = len(MetadataCatalog.get(name).get("thing_classes", ()))
+        if wanted > model.num_classes:
+            raise InputError(
+                f"The data set {name!r} has {wanted} classes, the model {model.num_classes}: set "
+                f"model.num_classes={wanted}."
+            )
+        if wanted and wanted < model.num_classes:
+            logging.getLogger(__name__).warning(
+                f"The data set {name!r} has {wanted} classes, the model {model.num_classes}."
+            )
+
+
+def _names(cfg: DictConfig, part: str) -> list[str]:
+    names = cfg.dataloader[part].dataset.names
+    return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
 
 
 def _check_dataset(name: str) -> None:
@@ -37,3 +63,25 @@ def _check_dataset(name: str) -> None:
                 f"The data set {name!r} needs {os.path.abspath(path)}, which does not exist; "
                 "DETECTRON2_DATASETS names the folder of all data sets (default ./datasets)."
             )
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    if json_file is not None and image_root is not None and "://" not in json_file:
+        _check_first_image(name, json_file, image_root)
+
+
+def _check_first_image(name: str, json_file: str, image_root: str) -> None:
+    """A file that is no COCO annotation, or of other images, is told by its beginning."""
+    try:
+        with open(json_file) as file:
+            content = json.load(file)
+        file_name = content["images"][0]["file_name"]
+        content["annotations"], content["categories"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"The data set {name!r} has {json_file}, which is not a COCO annotation file with at "
+            f"least one image ({type(error).__name__}: {error})."
+        ) from error
+    image = os.path.join(image_root, file_name)
+    if not os.path.isfile(image):
+        raise InputError(
+            f"The data set {name!r} names the image {file_name}, which is not in {image_root}."
+        )

@@ -9,26 +9,17 @@ from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetFromList
-from detectron2.engine import (
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    hooks,
-    launch,
-)
-from detectron2.solver import LRMultiplier
+from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig
 from torch import nn
 
 from dab_detr.checkpoint import Checkpointer
-from dab_detr.config import get_config
+from dab_detr.config import config_file, get_config
 from dab_detr.engine.datasets import check_datasets
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
-from dab_detr.engine.progress import ProgressPrinter
-from dab_detr.engine.trainer import AMP_DTYPES, Trainer
+from dab_detr.engine.trainer import AMP_DTYPES
+from dab_detr.engine.training import build, train
 from dab_detr.errors import InputError
 from dab_detr.visualization.curves import draw_curves
 from dab_detr.visualization.predictions import draw_predictions
@@ -54,12 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.num_gpus < 1 or args.num_machines < 1:
         parser.error("--num-gpus and --num-machines have to be at least 1.")
     try:
+        # what follows opens the file itself, also from another process
+        args.config_file = config_file(args.config_file)
         cfg = get_config(args.config_file, args.opts)
         _check(cfg, args)
     except InputError as error:
         return _fail(error)
     if args.num_gpus * args.num_machines == 1:
         return _run_worker(args, cfg)
+    if _device(cfg).type == "cpu":
+        # launch() takes any GPU that it sees for one to use
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         launch(
             _run_process,
@@ -95,12 +91,30 @@ def _check(cfg: DictConfig, args: argparse.Namespace) -> None:
         raise InputError(
             f"train.amp.dtype is {cfg.train.amp.dtype!r}; choose one of {', '.join(AMP_DTYPES)}."
         )
+    if not args.eval_only:
+        _check_length(cfg, args.num_gpus * args.num_machines)
     check_datasets(cfg, ("test",) if args.eval_only else ("train", "test"))
     checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not os.path.isfile(checkpoint):
+    if checkpoint and "://" not in checkpoint and not os.path.exists(checkpoint):
         raise InputError(f"There is no checkpoint file {checkpoint} (train.init_checkpoint).")
     if args.eval_only and not checkpoint:
         raise InputError("--eval-only needs weights: give train.init_checkpoint=FILE.")
+
+
+def _check_length(cfg: DictConfig, num_workers: int) -> None:
+    """The numbers that decide how long a training is have to be such numbers."""
+    batch_size = cfg.dataloader.train.total_batch_size
+    if not isinstance(batch_size, int) or batch_size < 1 or batch_size % num_workers:
+        raise InputError(
+            f"dataloader.train.total_batch_size is {batch_size!r}; a positive multiple of the "
+            f"number of processes, {num_workers}, is needed."
+        )
+    for key, kind in (("max_iter", int), ("epochs", int | float)):
+        value = cfg.train[key]
+        if value is not None and (not isinstance(value, kind) or value <= 0):
+            raise InputError(f"train.{key} is {value!r}; a positive number is needed (or null).")
+    if cfg.train.max_iter is None and cfg.train.epochs is None:
+        raise InputError("train.max_iter or train.epochs has to say how long to train.")
 
 
 def _device(cfg: DictConfig) -> torch.device:
@@ -134,7 +148,7 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
         logging.getLogger("dab_detr").handlers = logging.getLogger("detectron2").handlers
         if device.type == "cpu" and cfg.train.device == "auto":
             logger.info("No GPU was found: running on the CPU.")
-        model = _build_model(cfg, device)
+        model = build(cfg, "model").to(device)
         if args.eval_only:
             Checkpointer(model, complete=True).load(cfg.train.init_checkpoint)
             results = evaluate(cfg, model)
@@ -145,102 +159,6 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
     except (InputError, FloatingPointError) as error:
         return _fail(error)
     return 0
-
-
-def _build_model(cfg: DictConfig, device: torch.device) -> nn.Module:
-    try:
-        model = instantiate(cfg.model)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The model cannot be built: {' '.join(str(error).split())}") from error
-    return model.to(device)
-
-
-def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bool) -> dict:
-    """Train and evaluate as the config says.
-
-    Args:
-        cfg: a whole config, see ``configs/common/train.py`` for its ``train`` section.
-        model: on ``device``.
-        resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
-
-    Returns:
-        What the evaluation after the last step gives, see :func:`evaluate`.
-    """
-    # the learning rates belong to the parameters, so the optimizer sees the model before DDP does
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    dataset = instantiate(cfg.dataloader.train.dataset)
-    batch_size = cfg.dataloader.train.total_batch_size
-    epoch = max(1, len(dataset) // batch_size)
-    max_iter = cfg.train.max_iter or round(cfg.train.epochs * epoch)
-    loader_cfg = cfg.dataloader.train.copy()
-    loader_cfg.dataset = DatasetFromList(dataset, copy=False)
-    loader = instantiate(loader_cfg)
-
-    parallel = create_ddp_model(
-        model,
-        device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
-        **cfg.train.ddp,
-    )
-    trainer = Trainer(
-        parallel,
-        loader,
-        optimizer,
-        device=device,
-        amp_dtype=AMP_DTYPES[cfg.train.amp.dtype] if cfg.train.amp.enabled else None,
-        max_grad_norm=cfg.train.clip_grad.max_norm,
-        log_period=cfg.train.log_period,
-    )
-    checkpointer = Checkpointer(model, cfg.train.output_dir, complete=False, trainer=trainer)
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.complete = True
-        checkpointer.resume_or_load("", resume=True)
-        start_iter = trainer.iter + 1
-        logger.info(f"Resuming after step {start_iter}.")
-    else:
-        if resume:
-            logger.info(f"{cfg.train.output_dir} holds no checkpoint: starting from the beginning.")
-        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
-        start_iter = 0
-
-    results = {}
-
-    def evaluate_now() -> dict:
-        results.clear()
-        results.update(evaluate(cfg, model, step=min(trainer.iter + 1, max_iter)))
-        return results
-
-    writers = []
-    if comm.is_main_process():
-        writers = [
-            ProgressPrinter(max_iter, batch_size),
-            JSONWriter(os.path.join(cfg.train.output_dir, "metrics.json")),
-            TensorboardXWriter(cfg.train.output_dir),
-        ]
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(
-                scheduler=LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), max_iter)
-            ),
-            hooks.PeriodicCheckpointer(
-                checkpointer,
-                cfg.train.checkpointer.period or epoch,
-                max_iter=max_iter,
-                max_to_keep=cfg.train.checkpointer.max_to_keep,
-            )
-            if comm.is_main_process()
-            else None,
-            hooks.EvalHook(cfg.train.eval_period or epoch, evaluate_now),
-            hooks.PeriodicWriter(writers, period=cfg.train.log_period) if writers else None,
-        ]
-    )
-    logger.info(
-        f"Training for {max_iter} steps of {batch_size} images "
-        f"({max_iter * batch_size / max(1, len(dataset)):.1f} epochs of {len(dataset)} images)."
-    )
-    trainer.train(start_iter, max_iter)
-    return results
 
 
 def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:

@@ -28,10 +28,8 @@ class DABDETR(nn.Module):
         criterion: the training loss; None: :class:`SetCriterion` with the paper's weights.
         num_select: how many (query, class) pairs an image returns, best first; section A of the
             paper and the published code take 300 and apply neither NMS nor a threshold.
-        **transformer: d_model, num_heads, num_encoder_layers, num_decoder_layers, ffn_dim, dropout,
-            num_queries, num_patterns, query_dim, anchor_init, freeze_anchor_centers,
-            modulate_hw_attention, update_anchors, share_box_head, key_temperature and
-            query_temperature, see :class:`~dab_detr.modeling.transformer.DABTransformer`.
+        d_model ... query_temperature: see
+            :class:`~dab_detr.modeling.transformer.DABTransformer`.
 
     Raises:
         ValueError: if the backbone has no level of that name (the message lists those there are).
@@ -48,7 +46,22 @@ class DABDETR(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         criterion: nn.Module | None = None,
         num_select: int = 300,
-        **transformer: Any,
+        d_model: int = 256,
+        num_heads: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        ffn_dim: int = 2048,
+        dropout: float = 0.0,
+        num_queries: int = 300,
+        num_patterns: int = 0,
+        query_dim: int = 4,
+        anchor_init: str = "normal",
+        freeze_anchor_centers: bool = False,
+        modulate_hw_attention: bool = True,
+        update_anchors: bool = True,
+        share_box_head: bool = True,
+        key_temperature: float = 20.0,
+        query_temperature: float = 10000.0,
     ):
         super().__init__()
         self.backbone = backbone
@@ -56,13 +69,29 @@ class DABDETR(nn.Module):
         self.transformer = DABTransformer(
             in_channels=backbone.output_shape()[self.in_feature].channels,
             num_classes=num_classes,
-            **transformer,
+            d_model=d_model,
+            num_heads=num_heads,
+            num_encoder_layers=num_encoder_layers,
+            num_decoder_layers=num_decoder_layers,
+            ffn_dim=ffn_dim,
+            dropout=dropout,
+            num_queries=num_queries,
+            num_patterns=num_patterns,
+            query_dim=query_dim,
+            anchor_init=anchor_init,
+            freeze_anchor_centers=freeze_anchor_centers,
+            modulate_hw_attention=modulate_hw_attention,
+            update_anchors=update_anchors,
+            share_box_head=share_box_head,
+            key_temperature=key_temperature,
+            query_temperature=query_temperature,
         )
         self.num_classes = num_classes
         self.num_select = num_select
         self.criterion = SetCriterion(HungarianMatcher()) if criterion is None else criterion
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            channels = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, channels, persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:

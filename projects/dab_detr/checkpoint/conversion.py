@@ -1,0 +1,328 @@
+"""From other layouts of a DAB-DETR to this project's and back, with an account of every tensor."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dab_detr.checkpoint.layouts import LAYOUTS, Layout, recognise, translate
+from dab_detr.errors import InputError
+from dab_detr.modeling.transformer import DABTransformer
+
+CENTERS, SIZES = "transformer.anchors.center_logits", "transformer.anchors.size_logits"
+CLASS_WEIGHT, CLASS_BIAS = (f"transformer.decoder.class_head.{x}" for x in ("weight", "bias"))
+# Rows of the 91-way head (raw COCO ids) that are one of the 80 classes, in Detectron2's order.
+COCO_ROWS = (
+    *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
+    *range(72, 83), *range(84, 91),
+)  # fmt: skip
+_UNUSED_CLASS_BIAS = -20.0
+_NAMED = 4
+
+
+@dataclass
+class Conversion:
+    """Tensors in this project's names, and what became of the others.
+
+    Attributes:
+        layout: where they come from.
+        state: tensors by our name.
+        used: for each tensor of the source that is in ``state``, its name there.
+        ignored: for each that is not, the reason.
+        notes: what was changed on the way.
+    """
+
+    layout: str
+    state: dict[str, Tensor]
+    used: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def report(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"layout {self.layout}: {len(self.used)} tensors used, {len(self.ignored)} not needed"
+        ]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.ignored.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            lines.append(f"  not needed, {reason}: {', '.join(names)}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def to_dab_detr(tensors: Mapping[str, Tensor]) -> Conversion:
+    """Rename and repack the tensors of a whole DAB-DETR or of a torchvision ResNet.
+
+    Args:
+        tensors: by name, in one of :data:`~dab_detr.checkpoint.layouts.LAYOUTS`.
+
+    Raises:
+        InputError: naming the tensor, if the layout is unknown, or a tensor is unknown, missing or
+            of an unexpected shape, or a copy differs from its original.
+    """
+    layout = recognise(tensors)
+    if layout is None:
+        raise InputError(
+            f"No known layout of a DAB-DETR ({', '.join(LAYOUTS)}) has tensors such as "
+            f"{', '.join(list(tensors)[:_NAMED])}."
+        )
+    conversion = Conversion(layout.name, {})
+    remaining = dict(tensors)
+    _drop_unused(layout, remaining, conversion)
+    _drop_copies(layout, remaining, conversion)
+    if layout.anchors in remaining:
+        anchors = remaining.pop(layout.anchors)
+        if anchors.dim() != 2 or anchors.shape[1] not in (2, 4):
+            raise InputError(
+                f"{layout.anchors} is {tuple(anchors.shape)}; (queries, 4) or (queries, 2) is "
+                "expected."
+            )
+        conversion.state[CENTERS] = anchors[:, :2].clone()
+        conversion.used[layout.anchors] = CENTERS
+        if anchors.shape[1] == 4:
+            conversion.state[SIZES] = anchors[:, 2:].clone()
+    if layout.separate_qkv:
+        _pack_qkv(layout, remaining, conversion)
+    unknown = []
+    for name, tensor in remaining.items():
+        ours = translate(name, layout.rows)
+        if ours is None:
+            unknown.append(name)
+        else:
+            conversion.state[ours] = tensor
+            conversion.used[name] = ours
+    if unknown:
+        raise InputError(f"The layout {layout.name} has no {_listed(unknown)}.")
+    if layout.name != "torchvision":
+        _check_transformer(conversion)
+    if layout.name != "dab_detr":
+        _check_resnet(conversion)
+    return conversion
+
+
+def from_dab_detr(state: Mapping[str, Tensor], layout_name: str) -> dict[str, Tensor]:
+    """The same tensors in the names and packing of another layout.
+
+    Args:
+        state: in this project's names.
+        layout_name: ``official`` or ``hf``.
+
+    Raises:
+        InputError: naming a tensor that the layout has no place for.
+    """
+    layout = LAYOUTS[layout_name]
+    state = dict(state)
+    result: dict[str, Tensor] = {}
+    anchors = [state.pop(name) for name in (CENTERS, SIZES) if name in state]
+    result[layout.anchors] = torch.cat(anchors, dim=1)
+    for ours, tensor in state.items():
+        packed = re.fullmatch(
+            r"transformer\.encoder\.layers\.(?P<i>\d+)\.self_attention\.in_proj\.(?P<rest>.+)", ours
+        )
+        if packed and layout.separate_qkv:
+            for part, piece in zip("qkv", tensor.chunk(3)):
+                result[layout.separate_qkv.format(part=part, **packed.groupdict())] = piece.clone()
+            continue
+        if ours.startswith("transformer.decoder.box_heads."):
+            theirs = _box_head_name(ours, state, layout)
+        else:
+            theirs = translate(ours, layout.rows, backward=True)
+        if theirs is None:
+            raise InputError(f"The layout {layout.name} has no place for {ours}.")
+        result[theirs] = tensor
+    for copy, original in layout.copies:
+        for name in list(result):
+            twin = translate(name, ((original, copy),))
+            if twin is not None:
+                result[twin] = result[name].clone()
+    return result
+
+
+def fit_classes(state: dict[str, Tensor], num_classes: int) -> str | None:
+    """Give the class head another number of classes, in place.
+
+    91 rows (raw COCO ids, as published) and 80 (Detectron2's classes) turn into each other; any
+    other change starts the head anew, as before a training.
+
+    Returns:
+        What was done, or None if the head fits already.
+    """
+    weight, bias = state[CLASS_WEIGHT], state[CLASS_BIAS]
+    present = len(weight)
+    if present == num_classes:
+        return None
+    if (present, num_classes) == (91, 80):
+        rows = torch.tensor(COCO_ROWS)
+        state[CLASS_WEIGHT], state[CLASS_BIAS] = weight[rows], bias[rows]
+        return "class head: 91 rows (raw COCO ids) became Detectron2's 80 classes"
+    new_weight, new_bias = torch.zeros(num_classes, weight.shape[1]), torch.zeros(num_classes)
+    if (present, num_classes) == (80, 91):
+        rows = torch.tensor(COCO_ROWS)
+        new_bias.fill_(_UNUSED_CLASS_BIAS)
+        new_weight[rows], new_bias[rows] = weight, bias
+        note = "class head: 80 classes became 91 rows (raw COCO ids); rows of no class never score"
+    else:
+        torch.nn.init.uniform_(new_weight, *(s / math.sqrt(weight.shape[1]) for s in (-1, 1)))
+        new_bias.fill_(-math.log(99))
+        note = f"class head: re-initialised, {present} classes in the file, {num_classes} wanted"
+    state[CLASS_WEIGHT], state[CLASS_BIAS] = new_weight.to(weight), new_bias.to(bias)
+    return note
+
+
+def architecture(state: Mapping[str, Tensor]) -> dict[str, int | bool]:
+    """Arguments of :class:`DABTransformer` that the tensors' names and shapes tell.
+
+    Number of heads, temperatures and ``update_anchors`` leave no trace in them.
+    """
+
+    def shape(name: str) -> torch.Size:
+        if name not in state:
+            raise InputError(f"The checkpoint lacks {name}.")
+        return state[name].shape
+
+    def count(prefix: str) -> int:
+        found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in state]
+        return 1 + max((int(match.group(1)) for match in found if match), default=-1)
+
+    d_model, in_channels = shape("transformer.input_proj.weight")[:2]
+    patterns = state.get("transformer.anchors.patterns.weight")
+    return {
+        "in_channels": in_channels,
+        "d_model": d_model,
+        "num_classes": shape(CLASS_WEIGHT)[0],
+        "num_encoder_layers": count("transformer.encoder.layers"),
+        "num_decoder_layers": count("transformer.decoder.layers"),
+        "ffn_dim": shape("transformer.decoder.layers.0.feed_forward.linear1.weight")[0],
+        "num_queries": shape(CENTERS)[0],
+        "query_dim": 4 if SIZES in state else 2,
+        "num_patterns": 0 if patterns is None else len(patterns),
+        "modulate_hw_attention": any("decoder.reference_size." in name for name in state),
+        "share_box_head": count("transformer.decoder.box_heads") <= 1,
+    }
+
+
+def _drop_unused(layout: Layout, remaining: dict, conversion: Conversion) -> None:
+    for name in list(remaining):
+        for pattern, reason in layout.unused:
+            if re.search(pattern, name):
+                conversion.ignored[name] = reason
+                remaining.pop(name, None)
+
+
+def _drop_copies(layout: Layout, remaining: dict, conversion: Conversion) -> None:
+    for name in list(remaining):
+        original = translate(name, layout.copies)
+        if original is None:
+            continue
+        tensor = remaining.pop(name)
+        if original not in remaining:
+            # a writer that stores shared tensors once may have kept either name
+            remaining[original] = tensor
+        elif not torch.equal(tensor, remaining[original]):
+            raise InputError(f"{name} and {original} differ; {layout.name} holds one thing twice.")
+        else:
+            conversion.ignored[name] = "stored twice"
+
+
+def _pack_qkv(layout: Layout, remaining: dict, conversion: Conversion) -> None:
+    """Three projections of the encoder into one, in the order q, k, v."""
+    first = layout.separate_qkv.replace("{part}", "q")
+    for name in list(remaining):
+        if translate(name, ((first, "{i}"),)) is None:
+            continue
+        parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        missing = [part for part in parts if part not in remaining]
+        if missing:
+            raise InputError(f"The checkpoint lacks {_listed(missing)}.")
+        ours = translate(
+            name, ((first, "transformer.encoder.layers.{i}.self_attention.in_proj.{rest}"),)
+        )
+        conversion.state[ours] = torch.cat([remaining.pop(part) for part in parts])
+        conversion.used |= dict.fromkeys(parts, ours)
+
+
+def _box_head_name(ours: str, state: Mapping[str, Tensor], layout: Layout) -> str | None:
+    """Per-layer heads have their number in the name, a shared one has not."""
+    shared = architecture({**state, CENTERS: torch.empty(1, 2)})["share_box_head"]
+    rows = [row for row in layout.rows if "box_heads" in row[1]]
+    numbered = [row for row in rows if "{i}" in row[1]]
+    if shared:
+        return translate(ours, tuple(row for row in rows if row not in numbered), backward=True)
+    return translate(ours, tuple(numbered), backward=True)
+
+
+def _check_transformer(conversion: Conversion) -> None:
+    """Compare with the model that the shapes speak of: nothing missing, nothing too much."""
+    state = conversion.state
+    arguments = architecture(state)
+    if arguments["num_decoder_layers"] == 1:
+        _discard(conversion, "transformer.decoder.position_scale.", "one layer does not use it")
+    with torch.device("meta"):
+        model = DABTransformer(**arguments, num_heads=1)
+    expected = {f"transformer.{name}": p.shape for name, p in model.state_dict().items()}
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise InputError(f"The checkpoint ({conversion.layout}) lacks {_listed(missing)}.")
+    own = [name for name in state if name.startswith("transformer.")]
+    unknown = [name for name in own if name not in expected]
+    if unknown:
+        raise InputError(f"A DAB-DETR of these sizes has no {_listed(unknown)}.")
+    for name in own:
+        if state[name].shape != expected[name]:
+            raise InputError(
+                f"{name} is {tuple(state[name].shape)} in the checkpoint; "
+                f"{tuple(expected[name])} is expected."
+            )
+
+
+def _discard(conversion: Conversion, prefix: str, reason: str) -> None:
+    for theirs, ours in list(conversion.used.items()):
+        if ours.startswith(prefix):
+            del conversion.used[theirs], conversion.state[ours]
+            conversion.ignored[theirs] = reason
+
+
+_RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def _check_resnet(conversion: Conversion) -> None:
+    """See that no block of the ResNet lacks a part, nor a full-size ResNet a block."""
+    state = conversion.state
+    stages: dict[int, dict[int, set[str]]] = {}
+    for name in state:
+        match = re.match(r"backbone\.res(\d)\.(\d+)\.(\w+)\.", name)
+        if match:
+            blocks = stages.setdefault(int(match.group(1)), {})
+            blocks.setdefault(int(match.group(2)), set()).add(match.group(3))
+    if not any(name.startswith("backbone.") for name in state):
+        conversion.notes.append("the checkpoint holds no backbone")
+        return
+    convs = ["backbone.stem.conv1"]
+    for stage in range(2, max(stages, default=5) + 1):
+        blocks = stages.get(stage, {})
+        for block in range(max(blocks, default=0) + 1):
+            parts = blocks.get(block, set()) | {"conv1", "conv2"}
+            if block == 0 and stage > 2:
+                parts |= {"shortcut"}
+            convs += [f"backbone.res{stage}.{block}.{part}" for part in sorted(parts)]
+    expected = [f"{conv}.{x}" for conv in convs for x in ("weight", *(f"norm.{n}" for n in _NORM))]
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise InputError(f"The checkpoint ({conversion.layout}) lacks {_listed(missing)}.")
+    depths = tuple(len(stages[stage]) for stage in sorted(stages))
+    if state.get("backbone.res5.0.conv3.weight", torch.empty(0)).shape[0] == 2048:
+        if depths not in _RESNET_DEPTHS:
+            raise InputError(
+                f"The checkpoint's ResNet has {depths} blocks in its stages; "
+                f"{' or '.join(map(str, _RESNET_DEPTHS))} is expected."
+            )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,179 @@
+"""Comparison with recorded outputs of the published code, number for number.
+
+A reference file (``.npz``) holds a tiny model: sizes and switches (``meta``, JSON), weights in the
+published names (``state/*``), one batch (``in/*``, ``target/*``), and what the published code made
+of it: ``out/*``, ``match/*``, ``loss/*``, ``grad/*``, ``post/*``.
+"""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from dab_detr.checkpoint.conversion import to_dab_detr
+from dab_detr.errors import InputError
+from dab_detr.modeling.criterion import SetCriterion
+from dab_detr.modeling.matcher import HungarianMatcher, Targets
+from dab_detr.modeling.meta_arch import select_detections
+from dab_detr.modeling.transformer import DABTransformer
+
+# What may differ in float32: absolute for outputs, relative for losses and gradients.
+LIMITS = {
+    "key encoding": 1e-5,
+    "class logits": 1e-4,
+    "boxes": 1e-4,
+    "matching": 0.0,
+    "losses": 1e-4,
+    "gradients": 1e-3,
+    "scores": 1e-5,
+    "labels": 0.0,
+    "detected boxes": 1e-3,
+}
+_LOSS_NAMES = {"loss_ce": "loss_class", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
+_GRADIENTS = {
+    "input_proj.weight": "input_proj.weight",
+    "class_embed.weight": "decoder.class_head.weight",
+}
+
+
+def compare_with_reference(path: str | os.PathLike) -> dict[str, float]:
+    """Run the model of a reference file and compare everything that the file records.
+
+    Returns:
+        The largest error of each kind in :data:`LIMITS`. Matching and labels count the differing
+        entries; detected boxes are in pixels.
+
+    Raises:
+        InputError: if the file is not of this kind.
+    """
+    try:
+        with np.load(path) as file:
+            data = {name: file[name] for name in file.files}
+        meta = json.loads(str(data["meta"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a reference file: {error}.") from error
+    record = {name: torch.from_numpy(x) for name, x in data.items() if x.dtype.kind in "fib"}
+    model = _build(meta, record, path)
+    targets = _targets(record)
+    num_layers = meta["dec_layers"]
+
+    key_encoding = model.key_encoding(record["in/mask"]).permute(0, 3, 1, 2)
+    class_logits, box_logits = model(record["in/features"], record["in/mask"])
+    boxes = box_logits.sigmoid()
+    criterion = SetCriterion(HungarianMatcher())
+    losses = criterion(class_logits, box_logits, targets)
+    total = sum(losses.values())
+    total.backward()
+    matches = criterion.matcher(class_logits, boxes, targets)
+    found = select_detections(
+        class_logits[-1].detach(),
+        box_logits[-1].detach(),
+        meta["image_valid"],
+        len(record["post/0/scores"]),
+    )
+
+    errors = {
+        "key encoding": _distance(key_encoding, record["out/key_position"]),
+        "class logits": _distance(class_logits, record["out/pred_logits"]),
+        "boxes": _distance(boxes, record["out/pred_boxes"]),
+        "matching": _differing_matches(matches, record, targets, num_layers),
+        "losses": _relative_losses(losses, total, record, criterion.weights, num_layers),
+        "gradients": _relative_gradients(model, record),
+    }
+    post = {"scores": 0.0, "labels": 0.0, "detected boxes": 0.0}
+    for image, instances in enumerate(found):
+        wanted = {part: record[f"post/{image}/{part}"] for part in ("scores", "labels", "boxes")}
+        count = len(wanted["scores"])
+        post["scores"] = max(post["scores"], _distance(instances.scores[:count], wanted["scores"]))
+        post["labels"] += float((instances.pred_classes[:count] != wanted["labels"]).sum())
+        post["detected boxes"] = max(
+            post["detected boxes"],
+            _distance(instances.pred_boxes.tensor[:count], wanted["boxes"]),
+        )
+    return errors | post
+
+
+def _build(meta: dict[str, Any], record: dict, path: str | os.PathLike) -> DABTransformer:
+    prefix = "state/"
+    state = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+    model = DABTransformer(
+        in_channels=meta["in_channels"],
+        num_classes=meta["num_classes"],
+        d_model=meta["d_model"],
+        num_heads=meta["nheads"],
+        num_encoder_layers=meta["enc_layers"],
+        num_decoder_layers=meta["dec_layers"],
+        ffn_dim=meta["ffn"],
+        num_queries=meta["num_queries"],
+        num_patterns=meta["num_patterns"],
+        query_dim=meta["query_dim"],
+        modulate_hw_attention=meta["modulate"],
+        update_anchors=meta["update"],
+        share_box_head=not meta["per_layer_heads"],
+        key_temperature=meta["temperature"],
+    )
+    try:
+        own = to_dab_detr(state).state
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    model.load_state_dict({k.removeprefix("transformer."): v for k, v in own.items()})
+    return model
+
+
+def _targets(record: dict) -> Targets:
+    count = len(record["in/mask"])
+    labels = [record[f"target/{image}/labels"] for image in range(count)]
+    boxes = [record[f"target/{image}/boxes"] for image in range(count)]
+    return Targets(torch.cat(labels), torch.cat(boxes), [len(x) for x in labels])
+
+
+def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    difference = (ours.detach() - theirs).abs().max().item() if ours.numel() else 0.0
+    # NaN compares as smaller than any limit
+    return float("inf") if difference != difference else difference
+
+
+def _differing_matches(matches, record: dict, targets: Targets, num_layers: int) -> float:
+    differing = 0
+    ends = np.cumsum(targets.counts)
+    for layer in range(num_layers):
+        for image, (count, end) in enumerate(zip(targets.counts, ends)):
+            here = (matches.layer == layer) & (matches.image == image)
+            pairs = zip(matches.query[here], matches.target[here] - (end - count))
+            ours = {(int(q), int(t)) for q, t in pairs}
+            prefix = f"match/{layer}/{image}/"
+            theirs = set(zip(record[prefix + "query"].tolist(), record[prefix + "target"].tolist()))
+            differing += len(ours ^ theirs)
+    return float(differing)
+
+
+def _relative_losses(losses, total, record: dict, weights: dict, num_layers: int) -> float:
+    errors = [abs(total.item() / record["loss/total"].item() - 1)]
+    for theirs, ours in _LOSS_NAMES.items():
+        for suffix in ["", *(f"_{layer}" for layer in range(num_layers - 1))]:
+            value = losses[ours + suffix].item() / weights[ours]
+            wanted = record[f"loss/{theirs}{suffix}"].item()
+            errors.append(abs(value - wanted) / max(abs(wanted), 1e-12))
+    return max(float("inf") if error != error else error for error in errors)
+
+
+def _relative_gradients(model: DABTransformer, record: dict) -> float:
+    """Largest difference over the largest entry of the recorded gradient."""
+    parameters = dict(model.named_parameters())
+    anchors = [model.anchors.center_logits.grad]
+    if model.anchors.size_logits is not None:
+        anchors.append(model.anchors.size_logits.grad)
+    ours = {"refpoint_embed.weight": torch.cat(anchors, dim=1)}
+    for theirs, name in _GRADIENTS.items():
+        ours[theirs] = parameters[name].grad
+    errors = [0.0]
+    for name in record:
+        if name.startswith("grad/"):
+            wanted = record[name]
+            error = _distance(ours[name.removeprefix("grad/")], wanted)
+            errors.append(error / max(wanted.abs().max().item(), 1e-12))
+    return max(errors)

@@ -1,0 +1,123 @@
+"""Writing checkpoints so that an interruption leaves no half file."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dab_detr.checkpoint.conversion import CLASS_WEIGHT, architecture, from_dab_detr
+from dab_detr.errors import InputError
+
+
+def refuse_existing(path: str | os.PathLike, force: bool) -> None:
+    """Raise InputError if there is something at ``path`` that may not be replaced."""
+    if os.path.exists(path) and not force:
+        raise InputError(f"{path} exists already; --force replaces it.")
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"There is no folder {Path(path).absolute().parent} to write into.")
+
+
+def write_torch(state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Write ``{"model": state}`` with ``torch.save``; ``path`` appears when it is complete."""
+    path = Path(path)
+    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
+    os.close(handle)
+    try:
+        torch.save({"model": dict(state)}, unfinished)
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+
+
+def write_hf(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike,
+    num_heads: int = 8,
+    key_temperature: float = 20.0,
+) -> None:
+    """Write a directory that ``DabDetrForObjectDetection.from_pretrained`` loads.
+
+    Args:
+        state: in this project's names, with a ResNet as its backbone.
+        path: the directory; an existing one is replaced as a whole.
+        num_heads, key_temperature: what the tensors do not tell.
+
+    Raises:
+        InputError: for what transformers' model has no place for.
+    """
+    config = _hf_config(state, num_heads, key_temperature)
+    tensors = {k: v.contiguous() for k, v in from_dab_detr(state, "hf").items()}
+    path = Path(path)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.absolute().parent))
+    try:
+        save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        unfinished.chmod(0o755)
+        if path.is_dir():
+            # nothing but a directory of this kind is thrown away
+            if not (path / "config.json").is_file():
+                raise InputError(f"{path} is a directory without a config.json; it is left alone.")
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _hf_config(state: Mapping[str, Tensor], num_heads: int, key_temperature: float) -> dict:
+    sizes = architecture(state)
+    for name, needed in (
+        ("share_box_head", True),
+        ("modulate_hw_attention", True),
+        ("query_dim", 4),
+    ):
+        if sizes[name] != needed:
+            raise InputError(f"transformers' DAB-DETR needs {name}={needed}, not {sizes[name]}.")
+    stages = [
+        [name for name in state if name.startswith(f"backbone.res{i}.") and ".conv" in name]
+        for i in range(2, 6)
+    ]
+    if not all(stages):
+        raise InputError("transformers' DAB-DETR takes a ResNet of four stages as its backbone.")
+    depths = [1 + max(int(name.split(".")[2]) for name in names) for names in stages]
+    widths = [len(state[f"backbone.res{i}.0.conv3.weight"]) for i in range(2, 6)]
+    labels = {str(i): f"LABEL_{i}" for i in range(len(state[CLASS_WEIGHT]))}
+    return {
+        "architectures": ["DabDetrForObjectDetection"],
+        "model_type": "dab-detr",
+        "backbone_config": {
+            "model_type": "resnet",
+            "embedding_size": len(state["backbone.stem.conv1.weight"]),
+            "hidden_sizes": widths,
+            "depths": depths,
+            "layer_type": "bottleneck",
+            "out_features": ["stage4"],
+        },
+        "backbone": None,
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "hidden_size": sizes["d_model"],
+        "encoder_layers": sizes["num_encoder_layers"],
+        "decoder_layers": sizes["num_decoder_layers"],
+        "encoder_ffn_dim": sizes["ffn_dim"],
+        "decoder_ffn_dim": sizes["ffn_dim"],
+        "encoder_attention_heads": num_heads,
+        "decoder_attention_heads": num_heads,
+        "num_queries": sizes["num_queries"],
+        "num_patterns": sizes["num_patterns"],
+        "query_dim": 4,
+        "temperature_height": key_temperature,
+        "temperature_width": key_temperature,
+        "dropout": 0.0,
+        "id2label": labels,
+        "label2id": {name: int(i) for i, name in labels.items()},
+    }

@@ -1,0 +1,295 @@
+"""Checkpoints of other layouts, at full size by the real names and shapes."""
+
+import argparse
+import importlib.util
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from dab_detr.checkpoint import Checkpointer
+from dab_detr.checkpoint.conversion import COCO_ROWS, fit_classes, from_dab_detr, to_dab_detr
+from dab_detr.checkpoint.reading import read_checkpoint
+from dab_detr.config import get_config
+from dab_detr.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+KEYS = json.loads((ROOT / "tests" / "data" / "reference" / "checkpoint_keys.json").read_text())
+CONFIGS = {
+    "official_r50": "dab_detr_r50_50ep.py",
+    "official_r50_3pat": "dab_detr_r50_3pat_50ep.py",
+    "official_r101": "dab_detr_r101_50ep.py",
+    "detrex_r50": "dab_detr_r50_50ep.py",
+}
+CLASS_HEAD = "transformer.decoder.class_head.weight"
+
+
+def random_checkpoint(case):
+    """Random tensors by the names and shapes of a real file; what it stores twice is equal."""
+    state = {}
+    for name, shape in KEYS[case].items():
+        original = name.replace("transformer.decoder.bbox_embed", "bbox_embed")
+        original = original.replace("ffns.0.activation", "ffns.0.layers.0.1")
+        if original not in state:
+            state[original] = torch.randn(shape).abs() + 0.1
+        state[name] = state[original].clone()
+    assert state.keys() == KEYS[case].keys()
+    return state
+
+
+def model_of(case, **arguments):
+    cfg = get_config(CONFIGS[case])
+    for name, value in arguments.items():
+        cfg.model[name] = value
+    return instantiate(cfg.model)
+
+
+def tool():
+    path = ROOT / "tools" / "convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save_official(state, path):
+    # as published: with the command line beside the weights
+    torch.save({"model": state, "args": argparse.Namespace(lr=1e-4), "epoch": 49}, path)
+    return path
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_full_size_checkpoint_loads_completely(case, tmp_path):
+    state = random_checkpoint(case)
+    path = save_official(state, tmp_path / "checkpoint.pth")
+    model = model_of(case)
+    Checkpointer(model, complete=True).load(str(path))
+    loaded = model.state_dict()
+
+    conversion = to_dab_detr(state)
+    # every tensor of the source is used or named, every tensor of the model is filled
+    assert set(conversion.used) | set(conversion.ignored) == set(state)
+    assert conversion.state.keys() == loaded.keys()
+    for ours, tensor in conversion.state.items():
+        if "class_head" not in ours:
+            assert torch.equal(loaded[ours], tensor), ours
+    anchors = state["anchor_box_embed.weight" if "detrex" in case else "refpoint_embed.weight"]
+    assert torch.equal(loaded["transformer.anchors.center_logits"], anchors[:, :2])
+    assert torch.equal(loaded["transformer.anchors.size_logits"], anchors[:, 2:])
+    rows = state["class_embed.weight"]
+    expected = rows[list(COCO_ROWS)] if len(rows) == 91 else rows
+    assert torch.equal(loaded[CLASS_HEAD], expected)
+
+
+def test_the_80_rows_are_detectron2s_classes_in_order():
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    raw_ids = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
+    assert list(COCO_ROWS) == raw_ids and len(raw_ids) == 80
+
+
+@pytest.mark.parametrize("case", ["official_r50_3pat", "official_r101"])
+def test_writing_the_published_layout_back_is_bit_equal(case):
+    state = random_checkpoint(case)
+    back = from_dab_detr(to_dab_detr(state).state, "official")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+def test_per_layer_box_heads_and_points_go_there_and_back():
+    for name in ("per_layer_heads", "point_queries", "no_modulation", "patterns"):
+        with np.load(ROOT / "tests" / "data" / "reference" / f"{name}.npz") as file:
+            state = {
+                key.removeprefix("state/"): torch.from_numpy(file[key])
+                for key in file.files
+                if key.startswith("state/")
+            }
+        back = from_dab_detr(to_dab_detr(state).state, "official")
+        assert back.keys() == state.keys()
+        assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+
+
+def test_classes_91_to_80_and_back():
+    state = to_dab_detr(random_checkpoint("official_r50")).state
+    before = state[CLASS_HEAD].clone()
+    assert "80 classes" in fit_classes(state, 80)
+    eighty = state[CLASS_HEAD].clone()
+    assert torch.equal(eighty, before[list(COCO_ROWS)])
+    fit_classes(state, 91)
+    rest = [row for row in range(91) if row not in COCO_ROWS]
+    assert torch.equal(state[CLASS_HEAD][list(COCO_ROWS)], eighty)
+    assert (state["transformer.decoder.class_head.bias"][rest] == -20).all()
+    fit_classes(state, 80)
+    assert torch.equal(state[CLASS_HEAD], eighty)
+    assert "re-initialised" in fit_classes(state, 7)
+    assert len(state[CLASS_HEAD]) == 7
+
+
+def test_another_number_of_classes_starts_the_head_anew_for_training_only(tmp_path, caplog):
+    path = save_official(random_checkpoint("official_r50"), tmp_path / "checkpoint.pth")
+    model = model_of("official_r50", num_classes=7)
+    with pytest.raises(InputError, match="91 classes, the model 7"):
+        Checkpointer(model, complete=True).load(str(path))
+    with caplog.at_level("WARNING", logger="dab_detr"):
+        Checkpointer(model, complete=False).load(str(path))
+    assert "class head: re-initialised, 91 classes in the file, 7 wanted" in caplog.text
+
+
+def broken(state, change):
+    state = dict(state)
+    change(state)
+    return state
+
+
+BROKEN = {
+    "a tensor is missing": (
+        lambda s: s.pop("transformer.decoder.ref_anchor_head.layers.1.bias"),
+        r"lacks transformer\.decoder\.reference_size\.layers\.1\.bias",
+    ),
+    "a block is missing": (
+        lambda s: [s.pop(k) for k in list(s) if k.startswith("transformer.encoder.layers.3.")],
+        r"lacks transformer\.encoder\.layers\.3\.\S+ .*and \d+ more",
+    ),
+    "a backbone block is missing": (
+        lambda s: [s.pop(k) for k in list(s) if k.startswith("backbone.0.body.layer3.5.")],
+        r"ResNet has \(3, 4, 5, 3\) blocks",
+    ),
+    "a backbone tensor is missing": (
+        lambda s: s.pop("backbone.0.body.layer2.1.bn2.running_var"),
+        r"lacks backbone\.res3\.1\.conv2\.norm\.running_var",
+    ),
+    "a shape is wrong": (
+        lambda s: s.update({"transformer.decoder.norm.weight": torch.ones(255)}),
+        r"transformer\.decoder\.norm\.weight is \(255,\).*\(256,\) is expected",
+    ),
+    "a tensor is unknown": (
+        lambda s: s.update({"transformer.level_embed": torch.ones(4, 256)}),
+        r"no transformer\.level_embed",
+    ),
+    "the copies differ": (
+        lambda s: s["bbox_embed.layers.0.bias"].add_(1),
+        "differ",
+    ),
+    "nothing is known": (
+        lambda s: [s.pop(k) for k in list(s) if not k.startswith("transformer.encoder")],
+        "No known layout",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def official():
+    return random_checkpoint("official_r50")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_does_not_fit_is_named(official, case):
+    change, words = BROKEN[case]
+    state = {name: tensor.clone() for name, tensor in official.items()}
+    change(state)
+    with pytest.raises(InputError, match=words):
+        to_dab_detr(state)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil_was_here",)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"evil{suffix}"
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"model": {"a": Evil()}}))
+    else:
+        torch.save({"model": {"a": Evil()}}, path)
+    with pytest.raises(InputError, match="refused.*could run code"):
+        read_checkpoint(path)
+    assert not (tmp_path / "evil_was_here").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
+def test_damaged_files_are_named(tmp_path, suffix, official):
+    from safetensors.torch import save_file
+
+    path = tmp_path / f"cut{suffix}"
+    some = {"bbox_embed.layers.0.bias": torch.ones(1000)}
+    if suffix == ".pth":
+        torch.save({"model": some}, path)
+    elif suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"model": {"a": np.ones(1000)}}))
+    else:
+        save_file(some, path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=rf"{path.name} cannot be read"):
+        read_checkpoint(path)
+    with pytest.raises(InputError, match="no checkpoint file"):
+        read_checkpoint(tmp_path / "missing.pth")
+    with pytest.raises(InputError, match="has none of model.safetensors"):
+        read_checkpoint(tmp_path)
+
+
+def test_detectron2s_pickled_backbone_loads(tmp_path):
+    """As in Detectron2's model zoo: numpy arrays, names without a prefix."""
+    model = model_of("official_r50")
+    arrays = {
+        name.removeprefix("backbone."): np.random.rand(*tensor.shape).astype(np.float32)
+        for name, tensor in model.state_dict().items()
+        if name.startswith("backbone.")
+    }
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(
+        pickle.dumps({"model": arrays, "__author__": "torchvision", "matching_heuristics": True})
+    )
+    Checkpointer(model, complete=False).load(str(path))
+    for name, array in arrays.items():
+        assert np.array_equal(model.state_dict()[f"backbone.{name}"].numpy(), array), name
+
+
+def test_the_tool_converts_and_keeps_what_is_there(official, tmp_path, capsys):
+    main = tool().main
+    source = save_official(official, tmp_path / "in.pth")
+    out = tmp_path / "out.pth"
+    assert main([str(source), str(out), "--num-classes", "80"]) == 0
+    text = capsys.readouterr().out
+    assert "layout official: 584 tensors used, 6 not needed" in text
+    assert "stored twice: transformer.decoder.bbox_embed.layers.0.weight" in text
+    assert "91 rows (raw COCO ids) became Detectron2's 80 classes" in text
+    assert len(read_checkpoint(out)["model"][CLASS_HEAD]) == 80
+
+    assert main([str(source), str(out)]) == 1
+    assert "exists already; --force replaces it" in capsys.readouterr().err
+    assert main([str(source), str(out), "--force"]) == 0
+    assert len(read_checkpoint(out)["model"][CLASS_HEAD]) == 91
+    back = tmp_path / "back.pth"
+    assert main([str(out), str(back), "--to", "official"]) == 0
+    again = read_checkpoint(back)["model"]
+    assert again.keys() == official.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in official.items())
+    assert main([str(source), str(tmp_path / "no" / "out.pth")]) == 1
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_an_interrupted_conversion_leaves_nothing(official, tmp_path, monkeypatch):
+    source = save_official(official, tmp_path / "in.pth")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    kept = folder / "kept.pth"
+    kept.write_bytes(b"what was there")
+
+    def interrupted(content, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dab_detr.checkpoint.writing.torch.save", interrupted)
+    for target in (folder / "new.pth", kept):
+        with pytest.raises(KeyboardInterrupt):
+            tool().main([str(source), str(target), "--force"])
+    assert [path.name for path in folder.iterdir()] == ["kept.pth"]
+    assert kept.read_bytes() == b"what was there"

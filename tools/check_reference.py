@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Compare the model with recorded outputs of the published code; one line a file."""
+
+import argparse
+import sys
+
+from dab_detr.checkpoint.reference import LIMITS, compare_with_reference
+from dab_detr.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Ends with 0 if all errors are within their limits, else with 1. Limits: "
+        + ", ".join(f"{name} {limit:g}" for name, limit in LIMITS.items()),
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE.npz")
+    failed = False
+    for path in parser.parse_args(arguments).files:
+        try:
+            errors = compare_with_reference(path)
+        except InputError as error:
+            print(f"check_reference.py: {error}", file=sys.stderr)
+            failed = True
+            continue
+        over = [name for name, error in errors.items() if not error <= LIMITS[name]]
+        failed |= bool(over)
+        verdict = f"OVER THE LIMIT: {', '.join(over)}" if over else "ok"
+        print(f"{path}: {', '.join(f'{k} {v:.1e}' for k, v in errors.items())}: {verdict}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
