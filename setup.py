@@ -15,7 +15,9 @@ def config_packages() -> dict[str, str]:
 
 
 CONFIGS = config_packages()
-TEST = ["pytest>=8"]
+TIMM = ["timm>=1.0"]
+# transformers is the second witness of the model's numbers
+TEST = ["pytest>=8", "transformers>=5", *TIMM]
 
 setup(
     name="dab_detr",
@@ -45,5 +47,5 @@ setup(
         "tensorboard",
         "safetensors",
     ],
-    extras_require={"test": TEST, "dev": [*TEST, "ruff"]},
+    extras_require={"timm": TIMM, "test": TEST, "dev": [*TEST, "ruff"]},
 )

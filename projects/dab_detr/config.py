@@ -69,8 +69,11 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
 
 def _apply_override(cfg: DictConfig, override: str) -> None:
     key, equals, _ = override.partition("=")
-    if not equals:
-        raise InputError(f"The override {override!r} is not of the form key=value.")
+    if not equals or key.startswith("-"):
+        raise InputError(
+            f"The override {override!r} is not of the form key=value (options such as --resume go "
+            "before the overrides)."
+        )
     if not key.startswith("+"):
         _require_key(cfg, key)
     try:

@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Print the parameters and GFLOPs of the model that a config describes."""
+
+import argparse
+import json
+import sys
+import warnings
+
+from detectron2.config import instantiate
+from tabulate import tabulate
+
+from dab_detr.analysis import analyze
+from dab_detr.config import get_config
+from dab_detr.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1280), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args(arguments)
+    if min(args.size) < 32:
+        parser.error("--size has to be at least 32 32.")
+    try:
+        cfg = get_config(args.config_file, args.overrides)
+        with warnings.catch_warnings():
+            # tracing speaks of every shape that it takes as fixed
+            warnings.simplefilter("ignore")
+            rows = analyze(instantiate(cfg.model), *args.size)
+    except InputError as error:
+        print(f"analyze_model.py: {error}", file=sys.stderr)
+        return 1
+    except (TypeError, ValueError) as error:
+        print(f"analyze_model.py: the model cannot be built: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps({"config": args.config_file, "size": list(args.size), **rows}, indent=2))
+    else:
+        height, width = args.size
+        table = [
+            [part, f"{row['parameters']:,}", f"{row['frozen']:,}", f"{row['gflops']:.2f}"]
+            for part, row in rows.items()
+        ]
+        headers = ["part", "parameters", "frozen", f"GFLOPs at {width}x{height}"]
+        print(tabulate(table, headers, tablefmt="github", colalign=("left", *["right"] * 3)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
