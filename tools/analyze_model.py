@@ -42,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         height, width = args.size
         table = [
-            [part, f"{row['parameters']:,}", f"{row['frozen']:,}", f"{row['gflops']:.2f}"]
+            [
+                part,
+                *(f"{row[key]:,}" if key in row else "" for key in ("parameters", "frozen")),
+                f"{row['gflops']:.2f}",
+            ]
             for part, row in rows.items()
         ]
         headers = ["part", "parameters", "frozen", f"GFLOPs at {width}x{height}"]

@@ -82,6 +82,10 @@ def _hf_config(state: Mapping[str, Tensor], num_heads: int, key_temperature: flo
     ):
         if sizes[name] != needed:
             raise InputError(f"transformers' DAB-DETR needs {name}={needed}, not {sizes[name]}.")
+    # transformers wants whole numbers
+    temperature = int(key_temperature)
+    if temperature != key_temperature:
+        raise InputError(f"transformers' DAB-DETR takes whole temperatures, not {key_temperature}.")
     stages = [
         [name for name in state if name.startswith(f"backbone.res{i}.") and ".conv" in name]
         for i in range(2, 6)
@@ -115,8 +119,8 @@ def _hf_config(state: Mapping[str, Tensor], num_heads: int, key_temperature: flo
         "num_queries": sizes["num_queries"],
         "num_patterns": sizes["num_patterns"],
         "query_dim": 4,
-        "temperature_height": key_temperature,
-        "temperature_width": key_temperature,
+        "temperature_height": temperature,
+        "temperature_width": temperature,
         "dropout": 0.0,
         "id2label": labels,
         "label2id": {name: int(i) for i, name in labels.items()},

@@ -1,0 +1,72 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.config import instantiate
+
+from dab_detr.analysis import count_flops
+from dab_detr.config import get_config
+
+ROOT = Path(__file__).parents[1]
+
+# Table 2 of the paper
+PUBLISHED = {
+    "r50": 94,
+    "r50_3pat": 100,
+    "r50_dc5": 202,
+    "r50_dc5_3pat": 216,
+    "r101": 174,
+    "r101_3pat": 179,
+    "r101_dc5": 282,
+    "r101_dc5_3pat": 296,
+}
+
+
+def tool():
+    path = ROOT / "tools" / "analyze_model.py"
+    spec = importlib.util.spec_from_file_location("analyze_model", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_gflops_are_the_papers_as_it_counts_them(variant):
+    """Convolutions and attention without linear layers, at 1333x800: see docs/MODEL_ZOO.md."""
+    model = instantiate(get_config(f"dab_detr_{variant}_50ep.py", ["model.num_classes=91"]).model)
+    gflops = count_flops(model, 800, 1333)
+    assert gflops["convolutions and attention"] == pytest.approx(PUBLISHED[variant], rel=0.03)
+    assert gflops["total"] > gflops["convolutions and attention"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_attention_is_counted_as_two_products(small_model):
+    """One image of 64 pixels gives 16 cells here; the model has 10 queries and width 32."""
+    model = small_model()
+    without = small_model(num_encoder_layers=0)
+    cells, width, ffn = 8 * 8, 32, 64
+    gflops = [count_flops(m, 64, 64)["encoder"] * 1e9 for m in (model, without)]
+    attention = cells * cells * 2 * width
+    projections = cells * 4 * width * width
+    feed_forward = cells * 2 * width * ffn
+    scale = cells * 2 * width * width
+    norms = 2 * 5 * cells * width  # fvcore counts five operations an element
+    per_layer = attention + projections + feed_forward + scale + norms
+    assert gflops[0] == pytest.approx(2 * per_layer, rel=0.01)
+    assert gflops[1] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_tool_prints_a_table_and_json(capsys):
+    config = ["--config-file", "shapes/dab_detr_shapes.py", "--size", "96", "96"]
+    assert tool().main(config) == 0
+    assert "| total" in capsys.readouterr().out
+    assert tool().main([*config, "--json", "model.num_classes=5"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    parts = [content[p] for p in ("backbone", "input_proj", "encoder", "anchors", "decoder")]
+    assert sum(p["parameters"] for p in parts) == content["total"]["parameters"]
+    assert sum(p["gflops"] for p in parts) == pytest.approx(content["total"]["gflops"], abs=0.01)
+    assert tool().main(["--config-file", "none.py"]) == 1
+    assert "no config file none.py" in capsys.readouterr().err
