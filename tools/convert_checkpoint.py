@@ -5,8 +5,9 @@ import argparse
 import sys
 
 from dab_detr.checkpoint.conversion import fit_classes, from_dab_detr, to_dab_detr
+from dab_detr.checkpoint.layouts import LAYOUTS
 from dab_detr.checkpoint.reading import read_checkpoint
-from dab_detr.checkpoint.writing import refuse_existing, write_hf, write_torch
+from dab_detr.checkpoint.writing import refuse_existing, write_hf, write_state
 from dab_detr.errors import InputError
 
 
@@ -17,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         "transformers, and this project's own; the layout is recognised.",
     )
     parser.add_argument("input", metavar="IN", help="a file, or a directory of transformers")
-    parser.add_argument("output", metavar="OUT", help="a .pth file; for hf a directory")
+    parser.add_argument(
+        "output", metavar="OUT", help="a .pth or .safetensors file; for hf a directory"
+    )
     parser.add_argument("--to", choices=("dab_detr", "official", "hf"), default="dab_detr")
     parser.add_argument(
         "--num-classes",
@@ -37,14 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_existing(args.output, args.force)
         conversion = to_dab_detr(read_checkpoint(args.input)["model"])
         if args.num_classes is not None:
-            if conversion.layout == "torchvision":
+            if LAYOUTS[conversion.layout].backbone_alone:
                 raise InputError(f"{args.input} is a backbone: it has no classes to change.")
             note = fit_classes(conversion.state, args.num_classes)
             conversion.notes += [note] if note else []
         if args.to == "dab_detr":
-            write_torch(conversion.state, args.output)
+            write_state(conversion.state, args.output)
         elif args.to == "official":
-            write_torch(from_dab_detr(conversion.state, "official"), args.output)
+            write_state(from_dab_detr(conversion.state, "official"), args.output)
         else:
             write_hf(conversion.state, args.output, args.num_heads, args.key_temperature)
     except InputError as error:

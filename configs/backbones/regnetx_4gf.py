@@ -1,8 +1,7 @@
 """DAB-DETR on Detectron2's RegNetX-4GF."""
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling import RegNet
-from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
+from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 
 from ..dab_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, train
 

@@ -252,6 +252,117 @@ def test_detectron2s_pickled_backbone_loads(tmp_path):
         assert np.array_equal(model.state_dict()[f"backbone.{name}"].numpy(), array), name
 
 
+def small_files(tmp_path):
+    """A file that has nothing to do with the model, and one without batch norm statistics."""
+    state = model_of("official_r50").state_dict()
+    foreign, lacking = tmp_path / "foreign.pth", tmp_path / "lacking.pth"
+    torch.save({"model": {"foo.weight": torch.ones(3)}}, foreign)
+    torch.save({"model": {k: v for k, v in state.items() if "running_" not in k}}, lacking)
+    return foreign, lacking
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_file_that_fills_nothing_or_too_little_is_refused(tmp_path, complete):
+    foreign, lacking = small_files(tmp_path)
+    model = model_of("official_r50")
+    with pytest.raises(InputError, match="nothing in common.*foo.weight"):
+        Checkpointer(model, complete=complete).load(str(foreign))
+    with pytest.raises(InputError, match=r"lacks backbone\.\S+running_"):
+        Checkpointer(model, complete=complete).load(str(lacking))
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "detectron2"])
+def test_backbone_weights_reach_a_feature_pyramid_and_must_be_of_its_depth(tmp_path, kind):
+    cfg = get_config("backbones/r50_fpn_p4.py")
+    weights = {}
+    for depth in (50, 101):
+        source = instantiate(get_config(f"dab_detr_r{depth}_50ep.py").model).backbone
+        state = {k: torch.rand_like(v) for k, v in source.state_dict().items()}
+        weights[depth] = tmp_path / f"resnet{depth}.pth"
+        if kind == "torchvision":
+            named = from_torchvision_names(state)
+        else:
+            named = state
+        torch.save(named, weights[depth])
+        if depth == 50:
+            expected = state
+    model = instantiate(cfg.model)
+    Checkpointer(model, complete=False).load(str(weights[50]))
+    loaded = model.backbone.bottom_up.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(InputError, match=r"which has no \S*res4\.\d"):
+        Checkpointer(model, complete=False).load(str(weights[101]))
+
+
+def from_torchvision_names(state):
+    from dab_detr.checkpoint.layouts import TORCHVISION, translate
+
+    return {
+        translate(f"backbone.{k}", TORCHVISION.rows, backward=True): v for k, v in state.items()
+    }
+
+
+def test_a_pretrained_resnet_without_a_stage_is_refused(tmp_path):
+    model = model_of("official_r50")
+    state = {k: v for k, v in model.backbone.state_dict().items() if not k.startswith("res5")}
+    torch.save(state, tmp_path / "cut.pth")
+    with pytest.raises(InputError, match=r"lacks backbone\.res5"):
+        Checkpointer(model, complete=False).load(str(tmp_path / "cut.pth"))
+
+
+def test_timm_names_of_transformers_backbones_are_read(official):
+    """transformers wraps timm's ResNet with or without a further prefix."""
+    native = from_dab_detr(to_dab_detr(official).state, "hf")
+    own = to_dab_detr(native).state
+    for prefix in (
+        "model.backbone.conv_encoder.model.",
+        "model.backbone.conv_encoder.model._backbone.",
+    ):
+        renamed = {k: v for k, v in native.items() if "conv_encoder" not in k}
+        for name, tensor in official.items():
+            if name.startswith("backbone.0.body."):
+                renamed[prefix + name.removeprefix("backbone.0.body.")] = tensor
+        again = to_dab_detr(renamed).state
+        assert again.keys() == own.keys()
+        assert all(torch.equal(again[name], tensor) for name, tensor in own.items())
+
+
+def test_every_kind_of_file_evaluates(official, tmp_path):
+    from dab_detr.checkpoint.writing import write_hf, write_state
+
+    own = to_dab_detr(official).state
+    fit_classes(own, 80)
+    write_state(own, tmp_path / "own.safetensors")
+    write_hf(own, tmp_path / "hf")
+    save_official(official, tmp_path / "official.pth")
+    for name in ("own.safetensors", "hf", "official.pth"):
+        model = model_of("official_r50")
+        Checkpointer(model, complete=True).load(str(tmp_path / name))
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, own[key]), (name, key)
+
+
+def test_the_tool_refuses_what_it_cannot_write(official, tmp_path, capsys):
+    main = tool().main
+    source = save_official(official, tmp_path / "in.pth")
+    (tmp_path / "folder.pth").mkdir()
+    resnet = tmp_path / "resnet.pth"
+    state = {k: v for k, v in to_dab_detr(official).state.items() if k.startswith("backbone.")}
+    torch.save({k.removeprefix("backbone."): v for k, v in state.items()}, resnet)
+    empty = tmp_path / "empty.pth"
+    torch.save({"model": {"x": "text"}}, empty)
+    for arguments, words in (
+        ([source, tmp_path / "out.onnx"], "has to end in .pth"),
+        ([source, tmp_path / "folder.pth", "--force"], "directory of something else"),
+        ([resnet, tmp_path / "out.pth", "--to", "official"], "not of a backbone"),
+        ([resnet, tmp_path / "out.pth", "--num-classes", "80"], "no classes to change"),
+        ([empty, tmp_path / "out.pth"], "does not hold tensors by name: 'x' is a str"),
+    ):
+        assert main([str(a) for a in arguments]) == 1
+        assert words in capsys.readouterr().err
+    assert main([str(resnet), str(tmp_path / "out.pth")]) == 0
+
+
 def test_the_tool_converts_and_keeps_what_is_there(official, tmp_path, capsys):
     main = tool().main
     source = save_official(official, tmp_path / "in.pth")

@@ -41,23 +41,16 @@ def test_resnets_give_torchvisions_features(tmp_path, depth, dc5):
     assert ours.backbone.output_shape()["res5"].stride == (16 if dc5 else 32)
 
 
-@pytest.mark.parametrize(
-    "config, total, frozen",
-    [
-        # with the published head of 91 rows
-        ("dab_detr_r50_50ep.py", 43_671_517, 222_400),
-        ("dab_detr_r50_3pat_50ep.py", 43_672_285, 222_400),
-        ("dab_detr_r101_50ep.py", 62_611_421, 222_400),
-        ("dab_detr_r50_dc5_50ep.py", 43_671_517, 222_400),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(config, total, frozen):
-    cfg = get_config(config, ["model.num_classes=91"])
-    model = instantiate(cfg.model)
+@pytest.mark.parametrize("depth, total", [(50, 43_671_517), (101, 62_611_421)])
+@pytest.mark.parametrize("dc5", ["", "_dc5"])
+@pytest.mark.parametrize("patterns", [0, 3])
+def test_parameter_counts_are_the_published_ones(depth, total, dc5, patterns):
+    name = f"dab_detr_r{depth}{dc5}{'_3pat' if patterns else ''}_50ep.py"
+    # with the published head of 91 rows
+    model = instantiate(get_config(name, ["model.num_classes=91"]).model)
     parameters = list(model.parameters())
-    # torchvision counts the frozen batch norms' scale and shift as buffers, as Detectron2 does
-    assert sum(p.numel() for p in parameters) == total
-    assert sum(p.numel() for p in parameters if not p.requires_grad) == frozen
+    assert sum(p.numel() for p in parameters) == total + patterns * 256
+    assert sum(p.numel() for p in parameters if not p.requires_grad) == 222_400
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -70,7 +63,9 @@ def test_other_backbones_train_and_predict(name, batch):
     losses = model(inputs)
     assert sum(losses.values()).isfinite()
     sum(losses.values()).backward()
-    assert any(p.grad is not None for p in model.backbone.parameters())
+    # what only feeds other levels gets none; of the level's own way most parameters do
+    trained = [p.grad is not None and bool(p.grad.any()) for p in model.backbone.parameters()]
+    assert sum(trained) > 0.5 * len(trained)
     with torch.no_grad():
         found = model.eval()(inputs)
     assert [x["instances"].image_size for x in found] == [(96, 96), (64, 90)]

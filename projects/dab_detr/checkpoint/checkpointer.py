@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.modeling import ResNet
 from torch import nn
 
 from dab_detr.checkpoint.conversion import CLASS_WEIGHT, fit_classes, to_dab_detr
@@ -19,7 +22,7 @@ class Checkpointer(DetectionCheckpointer):
     """Recognises the layout of a file by itself and refuses what does not fit.
 
     Reads this project's, the published, detrex's and transformers' DAB-DETR, torchvision's ResNet,
-    and what Detectron2's checkpointer reads. Pickled code is never run.
+    and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run.
 
     Args:
         model, save_dir, **checkpointables: as in :class:`DetectionCheckpointer`.
@@ -60,27 +63,34 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
-        self._convert_ndarray_to_tensor(checkpoint["model"])
-        layout = recognise(checkpoint["model"])
-        if layout is not None:
-            conversion = to_dab_detr(checkpoint["model"])
-            checkpoint["model"] = conversion.state
+        state = {name.removeprefix("module."): x for name, x in checkpoint["model"].items()}
+        layout = recognise(state)
+        backbone_alone = layout is None or layout.backbone_alone
+        # a ResNet of timm has torchvision's names, so they fit as they are
+        if layout is not None and (not backbone_alone or self._has_resnet()):
+            conversion = to_dab_detr(state)
+            state = conversion.state
             for line in conversion.report().splitlines():
                 self.logger.info(line)
-        elif not any(name.startswith("backbone.") for name in checkpoint["model"]):
-            # a backbone alone, in Detectron2's names or close to them
+        if backbone_alone and not any(name.startswith("backbone.") for name in state):
             checkpoint["matching_heuristics"] = True
-        return checkpoint
+        elif layout is not None and backbone_alone:
+            # the model may hold its ResNet deeper, as the bottom of a feature pyramid
+            state = {name.removeprefix("backbone."): x for name, x in state.items()}
+            checkpoint["matching_heuristics"] = True
+        return {**checkpoint, "model": state}
 
     def _load_model(self, checkpoint: Any):
-        state = checkpoint["model"]
         expected = self.model.state_dict()
-        if (
-            CLASS_WEIGHT in state
-            and state[CLASS_WEIGHT].shape[1:] == expected[CLASS_WEIGHT].shape[1:]
-        ):
-            self._fit_classes(state, len(expected[CLASS_WEIGHT]))
-        given = set(state)
+        if checkpoint.pop("matching_heuristics", False):
+            checkpoint["model"] = align_and_update_state_dicts(
+                expected, checkpoint["model"], c2_conversion=False
+            )
+        state = checkpoint["model"]
+        if CLASS_WEIGHT in state and CLASS_WEIGHT in expected:
+            if state[CLASS_WEIGHT].shape[1:] == expected[CLASS_WEIGHT].shape[1:]:
+                self._fit_classes(state, len(expected[CLASS_WEIGHT]))
+        self._require_fit(state, expected)
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes:
             name, found, wanted = incompatible.incorrect_shapes[0]
@@ -89,29 +99,50 @@ class Checkpointer(DetectionCheckpointer):
                 f"the file and {tuple(wanted)} in the model"
                 f"{_and_more(len(incompatible.incorrect_shapes) - 1)}."
             )
-        missing = list(incompatible.missing_keys)
-        if len(missing) == len(expected):
+        return incompatible
+
+    def _require_fit(self, state: dict, expected: dict) -> None:
+        """Refuse a file that leaves out what it should fill, or holds what the model lacks.
+
+        Detectron2's own account forgives missing statistics of frozen batch norms.
+        """
+        filled = [name for name in expected if name in state]
+        # how many batches a norm has seen is of no use after the training
+        missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+        unused = [name for name in state if name not in expected]
+        if not filled:
             raise InputError(
                 f"The checkpoint {self._path} has nothing in common with the model; it holds "
-                f"{_listed(sorted(given))}."
+                f"{_listed(sorted(state))}."
             )
-        filled = [key for key in expected if key not in missing]
-        backbone_alone = all(key.startswith("backbone.") for key in filled)
-        if missing and (self.complete or not backbone_alone):
+        whole = self.complete or not all(name.startswith("backbone.") for name in filled)
+        needed = missing if whole else [name for name in missing if self._in_resnet(name)]
+        if needed:
             raise InputError(
-                f"The checkpoint {self._path} does not fit the model: it lacks {_listed(missing)}."
+                f"The checkpoint {self._path} does not fit the model: it lacks {_listed(needed)}."
             )
-        fresh = [key for key in missing if key.startswith("backbone.")]
-        if fresh:
-            # necks such as an FPN are not part of pre-trained weights
-            self.logger.warning(f"These start from random weights: {_listed(fresh)}.")
-        unused = incompatible.unexpected_keys
-        if unused and self.complete:
+        surplus = unused if whole else [k for k in unused if re.search(r"res[2-5]\.\d+\.", k)]
+        if surplus:
             raise InputError(
                 f"The checkpoint {self._path} does not fit the model, which has no "
-                f"{_listed(unused)}."
+                f"{_listed(surplus)}."
             )
-        return incompatible
+        fresh = [name for name in missing if name.startswith("backbone.")]
+        if fresh:
+            # necks, such as an FPN, are not part of pre-trained weights
+            self.logger.warning(f"These start from random weights: {_listed(fresh)}.")
+        if unused:
+            self.logger.warning(f"These are not used: {_listed(unused)}.")
+
+    def _has_resnet(self) -> bool:
+        return any(isinstance(module, ResNet) for module in self.model.modules())
+
+    def _in_resnet(self, name: str) -> bool:
+        """Whether a tensor belongs to a ResNet, which pre-trained weights fill entirely."""
+        return any(
+            isinstance(module, ResNet) and name.startswith(f"{prefix}.")
+            for prefix, module in self.model.named_modules()
+        )
 
     def _fit_classes(self, state: dict, num_classes: int) -> None:
         present = len(state[CLASS_WEIGHT])

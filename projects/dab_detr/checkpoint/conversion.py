@@ -97,7 +97,7 @@ def to_dab_detr(tensors: Mapping[str, Tensor]) -> Conversion:
             conversion.used[name] = ours
     if unknown:
         raise InputError(f"The layout {layout.name} has no {_listed(unknown)}.")
-    if layout.name != "torchvision":
+    if not layout.backbone_alone:
         _check_transformer(conversion)
     if layout.name != "dab_detr":
         _check_resnet(conversion)
@@ -116,6 +116,8 @@ def from_dab_detr(state: Mapping[str, Tensor], layout_name: str) -> dict[str, Te
     """
     layout = LAYOUTS[layout_name]
     state = dict(state)
+    if CENTERS not in state:
+        raise InputError(f"The layout {layout_name} is of a whole DAB-DETR, not of a backbone.")
     result: dict[str, Tensor] = {}
     anchors = [state.pop(name) for name in (CENTERS, SIZES) if name in state]
     result[layout.anchors] = torch.cat(anchors, dim=1)

@@ -23,6 +23,7 @@ class Layout:
         anchors: the tensor (Q, query_dim) that holds centres and sizes together, if one does.
         copies: templates ``(copy, original)`` of tensors that the layout stores twice.
         separate_qkv: the encoder's packed projection, as three tensors named by this template.
+        backbone_alone: it names a pre-trained backbone, no DAB-DETR.
         unused: regular expressions of tensors that carry nothing, with the reason.
     """
 
@@ -32,6 +33,7 @@ class Layout:
     anchors: str | None = None
     copies: tuple[tuple[str, str], ...] = ()
     separate_qkv: str | None = None
+    backbone_alone: bool = False
     unused: tuple[tuple[str, str], ...] = field(
         default=((r"num_batches_tracked$", "frozen batch norms do not count batches"),)
     )
@@ -291,14 +293,25 @@ HF = Layout(
     separate_qkv="model.encoder.layers.{i}.self_attn.{part}_proj.{rest}",
 )
 
+_PRE_TRAINING = (
+    (r"num_batches_tracked$", "frozen batch norms do not count batches"),
+    (r"^(stem\.)?(fc|fc1000|linear)\.", "the classifier of the pre-training"),
+)
+
 TORCHVISION = Layout(
     name="torchvision",
     mark=r"layer1\.0\.conv1\.weight",
     rows=_torchvision_resnet(""),
-    unused=(
-        (r"num_batches_tracked$", "frozen batch norms do not count batches"),
-        (r"fc\..*", "the classifier of the pre-training"),
-    ),
+    backbone_alone=True,
+    unused=_PRE_TRAINING,
+)
+
+DETECTRON2 = Layout(
+    name="detectron2",
+    mark=r"stem\.conv1\.weight",
+    rows=(("{rest}", "backbone.{rest}"),),
+    backbone_alone=True,
+    unused=_PRE_TRAINING,
 )
 
 # The project's own names, for both the whole model and a backbone alone.
@@ -309,7 +322,9 @@ DAB_DETR = Layout(
     unused=(),
 )
 
-LAYOUTS = {layout.name: layout for layout in (DAB_DETR, OFFICIAL, DETREX, HF, TORCHVISION)}
+LAYOUTS = {
+    layout.name: layout for layout in (DAB_DETR, OFFICIAL, DETREX, HF, TORCHVISION, DETECTRON2)
+}
 
 
 def recognise(names) -> Layout | None:

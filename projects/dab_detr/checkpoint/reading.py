@@ -37,7 +37,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             wrote: with the tensors under "model" or "state_dict", or alone.
 
     Returns:
-        ``model``: tensors (or arrays, from a ``.pkl``) by name, and what else the file has.
+        ``model``: tensors by name (arrays of a ``.pkl`` become such), and what else the file has.
 
     Raises:
         InputError: if the file is missing, damaged, or holds objects that could run code.
@@ -53,10 +53,20 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     content = _READERS.get(path.suffix, _read_torch)(path)
     if not isinstance(content, dict):
         raise InputError(f"The checkpoint {path} holds a {type(content).__name__}, not tensors.")
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            return {**content, "model": dict(content[key])}
-    return {"model": {k: v for k, v in content.items() if isinstance(v, torch.Tensor | np.ndarray)}}
+    model = next(
+        (content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), {}
+    )
+    extras = content if model else {}
+    model = model or content
+    tensors = {
+        name: torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype.kind in "fiub" else x
+        for name, x in model.items()
+    }
+    other = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
+    if other or not tensors:
+        what = f"{other[0]!r} is a {type(model[other[0]]).__name__}" if other else "it is empty"
+        raise InputError(f"The checkpoint {path} does not hold tensors by name: {what}.")
+    return {**extras, "model": tensors}
 
 
 def _read_torch(path: Path) -> Any:
@@ -64,11 +74,10 @@ def _read_torch(path: Path) -> Any:
         # the published checkpoints keep their command line, a Namespace, beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+    # a damaged file can make the reader stumble in any way
+    except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise _refusal(path, error) from error
-        raise _damage(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _damage(path, error) from error
 
 
@@ -94,7 +103,7 @@ def _read_pickle(path: Path) -> Any:
             return _ArrayUnpickler(file, encoding="latin1").load()
     except PermissionError as error:
         raise _refusal(path, error) from error
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
+    except Exception as error:
         raise _damage(path, error) from error
 
 

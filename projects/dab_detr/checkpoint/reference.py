@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dab_detr.checkpoint.conversion import to_dab_detr
+from dab_detr.checkpoint.layouts import OFFICIAL, translate
 from dab_detr.errors import InputError
 from dab_detr.modeling.criterion import SetCriterion
 from dab_detr.modeling.matcher import HungarianMatcher, Targets
@@ -32,10 +33,6 @@ LIMITS = {
     "detected boxes": 1e-3,
 }
 _LOSS_NAMES = {"loss_ce": "loss_class", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
-_GRADIENTS = {
-    "input_proj.weight": "input_proj.weight",
-    "class_embed.weight": "decoder.class_head.weight",
-}
 
 
 def compare_with_reference(path: str | os.PathLike) -> dict[str, float]:
@@ -55,6 +52,13 @@ def compare_with_reference(path: str | os.PathLike) -> dict[str, float]:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a reference file: {error}.") from error
     record = {name: torch.from_numpy(x) for name, x in data.items() if x.dtype.kind in "fib"}
+    try:
+        return _compare(meta, record, path)
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error}.") from error
+
+
+def _compare(meta: dict[str, Any], record: dict, path: str | os.PathLike) -> dict[str, float]:
     model = _build(meta, record, path)
     targets = _targets(record)
     num_layers = meta["dec_layers"]
@@ -116,9 +120,9 @@ def _build(meta: dict[str, Any], record: dict, path: str | os.PathLike) -> DABTr
     )
     try:
         own = to_dab_detr(state).state
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    model.load_state_dict({k.removeprefix("transformer."): v for k, v in own.items()})
+        model.load_state_dict({k.removeprefix("transformer."): v for k, v in own.items()})
+    except (InputError, RuntimeError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     return model
 
 
@@ -163,17 +167,18 @@ def _relative_losses(losses, total, record: dict, weights: dict, num_layers: int
 
 def _relative_gradients(model: DABTransformer, record: dict) -> float:
     """Largest difference over the largest entry of the recorded gradient."""
-    parameters = dict(model.named_parameters())
-    anchors = [model.anchors.center_logits.grad]
-    if model.anchors.size_logits is not None:
-        anchors.append(model.anchors.size_logits.grad)
-    ours = {"refpoint_embed.weight": torch.cat(anchors, dim=1)}
-    for theirs, name in _GRADIENTS.items():
-        ours[theirs] = parameters[name].grad
+    parameters = dict(model.named_parameters(prefix="transformer"))
+    anchors = [
+        p.grad for p in (model.anchors.center_logits, model.anchors.size_logits) if p is not None
+    ]
     errors = [0.0]
-    for name in record:
+    for name, wanted in record.items():
         if name.startswith("grad/"):
-            wanted = record[name]
-            error = _distance(ours[name.removeprefix("grad/")], wanted)
+            theirs = name.removeprefix("grad/")
+            if theirs == OFFICIAL.anchors:
+                ours = torch.cat(anchors, dim=1)
+            else:
+                ours = parameters[translate(theirs, OFFICIAL.rows)].grad
+            error = _distance(ours, wanted)
             errors.append(error / max(wanted.abs().max().item(), 1e-12))
     return max(errors)

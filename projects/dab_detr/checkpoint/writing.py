@@ -19,17 +19,33 @@ def refuse_existing(path: str | os.PathLike, force: bool) -> None:
     """Raise InputError if there is something at ``path`` that may not be replaced."""
     if os.path.exists(path) and not force:
         raise InputError(f"{path} exists already; --force replaces it.")
+    if os.path.isdir(path) and not (Path(path) / "config.json").is_file():
+        raise InputError(f"{path} is a directory of something else; it is left alone.")
     if not Path(path).absolute().parent.is_dir():
         raise InputError(f"There is no folder {Path(path).absolute().parent} to write into.")
 
 
-def write_torch(state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Write ``{"model": state}`` with ``torch.save``; ``path`` appears when it is complete."""
+def write_state(state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Write the tensors by the file's suffix; ``path`` appears when it is complete.
+
+    Args:
+        path: ``.pth``, ``.pt`` or ``.bin`` hold ``{"model": state}``, ``.safetensors`` the tensors.
+
+    Raises:
+        InputError: for another suffix, or if ``path`` is a directory.
+    """
     path = Path(path)
+    if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
+        raise InputError(f"{path} has to end in .pth, .pt, .bin or .safetensors.")
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; a file is to be written.")
     handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
     os.close(handle)
     try:
-        torch.save({"model": dict(state)}, unfinished)
+        if path.suffix == ".safetensors":
+            save_file({k: v.contiguous() for k, v in state.items()}, unfinished)
+        else:
+            torch.save({"model": dict(state)}, unfinished)
         os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
     except BaseException:
@@ -61,16 +77,27 @@ def write_hf(
         save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         unfinished.chmod(0o755)
-        if path.is_dir():
-            # nothing but a directory of this kind is thrown away
-            if not (path / "config.json").is_file():
-                raise InputError(f"{path} is a directory without a config.json; it is left alone.")
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        unfinished.rename(path)
+        _put_in_place(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``; what was there goes only when that has worked."""
+    if not path.exists():
+        new.rename(path)
+        return
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"{path} is a directory of something else; it is left alone.")
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.absolute().parent))
+    path.rename(old / path.name)
+    try:
+        new.rename(path)
+    except BaseException:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _hf_config(state: Mapping[str, Tensor], num_heads: int, key_temperature: float) -> dict:

@@ -164,7 +164,8 @@ class DABDETR(nn.Module):
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(
             images,
-            self.backbone.size_divisibility,
+            # Detectron2's Swin declares this and does not have it; it pads by itself
+            getattr(self.backbone, "size_divisibility", 0),
             padding_constraints=self.backbone.padding_constraints,
         )
 
