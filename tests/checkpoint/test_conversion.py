@@ -404,3 +404,25 @@ def test_an_interrupted_conversion_leaves_nothing(official, tmp_path, monkeypatc
             tool().main([str(source), str(target), "--force"])
     assert [path.name for path in folder.iterdir()] == ["kept.pth"]
     assert kept.read_bytes() == b"what was there"
+
+
+def test_an_interrupted_replacement_of_a_directory_keeps_the_old_one(
+    official, tmp_path, monkeypatch
+):
+    from dab_detr.checkpoint.writing import write_hf
+
+    own = to_dab_detr(official).state
+    write_hf(own, tmp_path / "hf")
+    before = (tmp_path / "hf" / "model.safetensors").read_bytes()
+    original = Path.rename
+
+    def interrupted(path, target):
+        if Path(target) == tmp_path / "hf" and "-old-" not in str(path):
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_hf(own, tmp_path / "hf")
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]

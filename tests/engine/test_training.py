@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_setup
 from detectron2.utils.events import EventStorage
 
@@ -70,6 +71,30 @@ def test_thirty_steps_lower_the_loss_and_resume_goes_on(config, tmp_path):
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 32
     assert {int(s["step"]) for s in checkpoint["trainer"]["optimizer"]["state"].values()} == {33}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("{", "section dataloader.train.dataset does not work: JSONDecodeError"),
+        ('{"images": []}', "section dataloader.train.dataset does not work"),
+        (
+            '{"images": [{"id": 1, "file_name": "gone.png", "width": 9, "height": 9}],'
+            ' "annotations": [], "categories": [{"id": 1, "name": "thing"}]}',
+            "name the image .*gone.png, which does not exist",
+        ),
+    ],
+    ids=["no JSON", "no categories", "image missing"],
+)
+def test_broken_annotations_are_told_before_the_first_step(config, tmp_path, content, words):
+    (tmp_path / "broken.json").write_text(content)
+    register_coco_instances("broken", {}, str(tmp_path / "broken.json"), str(tmp_path))
+    try:
+        with pytest.raises(InputError, match=words):
+            run(config("dataloader.train.dataset.names=broken"))
+    finally:
+        DatasetCatalog.remove("broken")
+        MetadataCatalog.remove("broken")
 
 
 class Interrupted(Exception):

@@ -1,6 +1,5 @@
 """Checks on the data sets that a config names, before anything slow starts."""
 
-import json
 import logging
 import os
 from collections.abc import Iterable
@@ -46,6 +45,19 @@ def check_classes(cfg: DictConfig, model: nn.Module) -> None:
             )
 
 
+def check_first_image(records: list[dict]) -> None:
+    """See that the data is there: annotations of other images are told by the first one.
+
+    Raises:
+        InputError: if there are no records or the first one's file does not exist.
+    """
+    if not records:
+        raise InputError("The training data has no images.")
+    file_name = records[0].get("file_name")
+    if file_name and "://" not in file_name and not os.path.isfile(file_name):
+        raise InputError(f"The annotations name the image {file_name}, which does not exist.")
+
+
 def _names(cfg: DictConfig, part: str) -> list[str]:
     names = cfg.dataloader[part].dataset.names
     return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
@@ -63,25 +75,3 @@ def _check_dataset(name: str) -> None:
                 f"The data set {name!r} needs {os.path.abspath(path)}, which does not exist; "
                 "DETECTRON2_DATASETS names the folder of all data sets (default ./datasets)."
             )
-    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    if json_file is not None and image_root is not None and "://" not in json_file:
-        _check_first_image(name, json_file, image_root)
-
-
-def _check_first_image(name: str, json_file: str, image_root: str) -> None:
-    """A file that is no COCO annotation, or of other images, is told by its beginning."""
-    try:
-        with open(json_file) as file:
-            content = json.load(file)
-        file_name = content["images"][0]["file_name"]
-        content["annotations"], content["categories"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"The data set {name!r} has {json_file}, which is not a COCO annotation file with at "
-            f"least one image ({type(error).__name__}: {error})."
-        ) from error
-    image = os.path.join(image_root, file_name)
-    if not os.path.isfile(image):
-        raise InputError(
-            f"The data set {name!r} names the image {file_name}, which is not in {image_root}."
-        )

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from dab_detr.checkpoint import Checkpointer
-from dab_detr.engine.datasets import check_classes
+from dab_detr.engine.datasets import check_classes, check_first_image
 from dab_detr.engine.evaluation import evaluate
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
@@ -37,8 +37,9 @@ def build(cfg: DictConfig, section: str) -> Any:
         node = node[part]
     try:
         return instantiate(node)
-    except (TypeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (TypeError, ValueError, AssertionError, LookupError) as error:
+        # an exception of a look-up says no more than the key
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"The config's section {section} does not work: {reason}") from error
 
 
@@ -58,6 +59,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bo
     optimizer = build(cfg, "optimizer")
     dataset = build(cfg, "dataloader.train.dataset")
     check_classes(cfg, model)
+    check_first_image(dataset)
     batch_size = cfg.dataloader.train.total_batch_size
     epoch = max(1, len(dataset) // batch_size)
     max_iter = cfg.train.max_iter or round(cfg.train.epochs * epoch)
