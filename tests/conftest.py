@@ -1,5 +1,8 @@
 """What several test modules share: small models and a small data set."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -105,3 +108,17 @@ def tiny_shapes(datasets_root, monkeypatch):
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def load_tool():
+    """A function that imports a program of tools/ by its name."""
+
+    def load(name):
+        path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

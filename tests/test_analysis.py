@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -23,12 +22,9 @@ PUBLISHED = {
 }
 
 
-def tool():
-    path = ROOT / "tools" / "analyze_model.py"
-    spec = importlib.util.spec_from_file_location("analyze_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(load_tool):
+    return load_tool("analyze_model")
 
 
 # everything, at 1280x800 and with 80 classes: fixed here, so that a change shows
@@ -72,14 +68,14 @@ def test_attention_is_counted_as_two_products(small_model):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_tool_prints_a_table_and_json(capsys):
+def test_the_tool_prints_a_table_and_json(tool, capsys):
     config = ["--config-file", "shapes/dab_detr_shapes.py", "--size", "96", "96"]
-    assert tool().main(config) == 0
+    assert tool.main(config) == 0
     assert "| total" in capsys.readouterr().out
-    assert tool().main([*config, "--json", "model.num_classes=5"]) == 0
+    assert tool.main([*config, "--json", "model.num_classes=5"]) == 0
     content = json.loads(capsys.readouterr().out)
     parts = [content[p] for p in ("backbone", "input_proj", "encoder", "anchors", "decoder")]
     assert sum(p["parameters"] for p in parts) == content["total"]["parameters"]
     assert sum(p["gflops"] for p in parts) == pytest.approx(content["total"]["gflops"], abs=0.01)
-    assert tool().main(["--config-file", "none.py"]) == 1
+    assert tool.main(["--config-file", "none.py"]) == 1
     assert "no config file none.py" in capsys.readouterr().err

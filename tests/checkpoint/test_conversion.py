@@ -1,7 +1,6 @@
 """Checkpoints of other layouts, at full size by the real names and shapes."""
 
 import argparse
-import importlib.util
 import json
 import os
 import pickle
@@ -49,12 +48,9 @@ def model_of(case, **arguments):
     return instantiate(cfg.model)
 
 
-def tool():
-    path = ROOT / "tools" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(load_tool):
+    return load_tool("convert_checkpoint")
 
 
 def save_official(state, path):
@@ -138,12 +134,6 @@ def test_another_number_of_classes_starts_the_head_anew_for_training_only(tmp_pa
     with caplog.at_level("WARNING", logger="dab_detr"):
         Checkpointer(model, complete=False).load(str(path))
     assert "class head: re-initialised, 91 classes in the file, 7 wanted" in caplog.text
-
-
-def broken(state, change):
-    state = dict(state)
-    change(state)
-    return state
 
 
 BROKEN = {
@@ -342,8 +332,8 @@ def test_every_kind_of_file_evaluates(official, tmp_path):
             assert torch.equal(tensor, own[key]), (name, key)
 
 
-def test_the_tool_refuses_what_it_cannot_write(official, tmp_path, capsys):
-    main = tool().main
+def test_the_tool_refuses_what_it_cannot_write(tool, official, tmp_path, capsys):
+    main = tool.main
     source = save_official(official, tmp_path / "in.pth")
     (tmp_path / "folder.pth").mkdir()
     resnet = tmp_path / "resnet.pth"
@@ -363,8 +353,8 @@ def test_the_tool_refuses_what_it_cannot_write(official, tmp_path, capsys):
     assert main([str(resnet), str(tmp_path / "out.pth")]) == 0
 
 
-def test_the_tool_converts_and_keeps_what_is_there(official, tmp_path, capsys):
-    main = tool().main
+def test_the_tool_converts_and_keeps_what_is_there(tool, official, tmp_path, capsys):
+    main = tool.main
     source = save_official(official, tmp_path / "in.pth")
     out = tmp_path / "out.pth"
     assert main([str(source), str(out), "--num-classes", "80"]) == 0
@@ -387,7 +377,7 @@ def test_the_tool_converts_and_keeps_what_is_there(official, tmp_path, capsys):
     assert "no folder" in capsys.readouterr().err
 
 
-def test_an_interrupted_conversion_leaves_nothing(official, tmp_path, monkeypatch):
+def test_an_interrupted_conversion_leaves_nothing(tool, official, tmp_path, monkeypatch):
     source = save_official(official, tmp_path / "in.pth")
     folder = tmp_path / "out"
     folder.mkdir()
@@ -401,7 +391,7 @@ def test_an_interrupted_conversion_leaves_nothing(official, tmp_path, monkeypatc
     monkeypatch.setattr("dab_detr.checkpoint.writing.torch.save", interrupted)
     for target in (folder / "new.pth", kept):
         with pytest.raises(KeyboardInterrupt):
-            tool().main([str(source), str(target), "--force"])
+            tool.main([str(source), str(target), "--force"])
     assert [path.name for path in folder.iterdir()] == ["kept.pth"]
     assert kept.read_bytes() == b"what was there"
 

@@ -1,6 +1,5 @@
 """Parity with the published code, by the recorded vectors in tests/data/reference."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,9 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tests" / "data" / "reference").glob("*.npz"))
 
 
-def tool():
-    path = ROOT / "tools" / "check_reference.py"
-    spec = importlib.util.spec_from_file_location("check_reference", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(load_tool):
+    return load_tool("check_reference")
 
 
 def test_all_seven_cases_are_here():
@@ -54,19 +50,19 @@ def changed(tmp_path, name, change):
         ("out/pred_logits", lambda x: x * np.nan, "class logits"),
     ],
 )
-def test_a_difference_is_found_and_named(tmp_path, capsys, name, change, kind):
+def test_a_difference_is_found_and_named(tool, tmp_path, capsys, name, change, kind):
     path = changed(tmp_path, name, change)
-    assert tool().main([str(FILES[0]), str(path)]) == 1
+    assert tool.main([str(FILES[0]), str(path)]) == 1
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(": ok")
     assert kind in second.split("OVER THE LIMIT:")[1]
 
 
-def test_a_file_of_another_kind_is_named(tmp_path, capsys):
+def test_a_file_of_another_kind_is_named(tool, tmp_path, capsys):
     other = tmp_path / "other.npz"
     np.savez(other, x=np.zeros(3))
-    assert tool().main([str(other)]) == 1
+    assert tool.main([str(other)]) == 1
     assert f"{other} is not a reference file" in capsys.readouterr().err
     lacking = changed(tmp_path, "state/refpoint_embed.weight", lambda x: x[:, :3])
-    assert tool().main([str(lacking)]) == 1
+    assert tool.main([str(lacking)]) == 1
     assert "refpoint_embed.weight is (12, 3)" in capsys.readouterr().err

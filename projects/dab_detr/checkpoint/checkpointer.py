@@ -72,11 +72,10 @@ class Checkpointer(DetectionCheckpointer):
             state = conversion.state
             for line in conversion.report().splitlines():
                 self.logger.info(line)
-        if backbone_alone and not any(name.startswith("backbone.") for name in state):
-            checkpoint["matching_heuristics"] = True
-        elif layout is not None and backbone_alone:
+        if layout is not None and backbone_alone:
             # the model may hold its ResNet deeper, as the bottom of a feature pyramid
             state = {name.removeprefix("backbone."): x for name, x in state.items()}
+        if backbone_alone and not any(name.startswith("backbone.") for name in state):
             checkpoint["matching_heuristics"] = True
         return {**checkpoint, "model": state}
 

@@ -1,6 +1,6 @@
 """How the same weights are named by this project and by others, as tables that work both ways.
 
-In a row ``(theirs, ours)`` of templates ``{i}``, ``{j}``, ``{k}`` stand for numbers and ``{rest}``
+In a row ``(theirs, ours)`` of templates ``{i}`` and ``{j}`` stand for numbers and ``{rest}``
 for the end of the name. Both sides of a row use the same placeholders.
 """
 
@@ -63,7 +63,7 @@ _patterns: dict[str, re.Pattern] = {}
 def _pattern(template: str) -> re.Pattern:
     if template not in _patterns:
         pattern = re.escape(template)
-        for placeholder, group in (("i", r"\d+"), ("j", r"\d+"), ("k", r"\d+"), ("rest", r".+")):
+        for placeholder, group in (("i", r"\d+"), ("j", r"\d+"), ("rest", r".+")):
             pattern = pattern.replace(rf"\{{{placeholder}\}}", f"(?P<{placeholder}>{group})")
         _patterns[template] = re.compile(pattern)
     return _patterns[template]
