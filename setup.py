@@ -16,8 +16,10 @@ def config_packages() -> dict[str, str]:
 
 CONFIGS = config_packages()
 TIMM = ["timm>=1.0"]
-# transformers is the second witness of the model's numbers
-TEST = ["pytest>=8", "transformers>=5", *TIMM]
+FAST_EVAL = ["faster-coco-eval>=1.6"]
+SLURM = ["submitit>=1.5"]
+# transformers is the second witness of the model's numbers; scikit-learn has handwritten digits
+TEST = ["pytest>=8", "transformers>=5", "scikit-learn", *TIMM, *FAST_EVAL, *SLURM]
 
 setup(
     name="dab_detr",
@@ -47,5 +49,11 @@ setup(
         "tensorboard",
         "safetensors",
     ],
-    extras_require={"timm": TIMM, "test": TEST, "dev": [*TEST, "ruff"]},
+    extras_require={
+        "timm": TIMM,
+        "fast-eval": FAST_EVAL,
+        "slurm": SLURM,
+        "test": TEST,
+        "dev": [*TEST, "ruff"],
+    },
 )

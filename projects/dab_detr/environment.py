@@ -11,6 +11,8 @@ import dab_detr
 # distribution -> what is missing without it
 _OPTIONAL = {
     "timm": "backbones of timm, ViT and MViTv2",
+    "faster-coco-eval": "quicker evaluation",
+    "submitit": "training under SLURM",
     "transformers": "comparing with its DAB-DETR in the tests",
     "pytest": "running the tests",
     "ruff": "checking the style",
