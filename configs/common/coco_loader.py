@@ -1,14 +1,15 @@
-"""COCO 2017 with DETR's augmentation: the stock DatasetMapper, nothing of our own."""
+"""COCO 2017 with DETR's augmentation, on Detectron2's loaders."""
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.evaluation import COCOEvaluator
+
+from dab_detr.data.mapper import DetectionMapper
+from dab_detr.engine.coco_evaluator import BoxEvaluator
 
 _SHORT_SIDES = list(range(480, 801, 32))
 
@@ -16,7 +17,7 @@ dataloader = dict(
     train=L(build_detection_train_loader)(
         # images without objects are kept, as published
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_train", filter_empty=False),
-        mapper=L(DatasetMapper)(
+        mapper=L(DetectionMapper)(
             is_train=True,
             augmentations=[
                 L(T.RandomFlip)(prob=0.5, horizontal=True),
@@ -44,7 +45,7 @@ dataloader = dict(
     ),
     test=L(build_detection_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
-        mapper=L(DatasetMapper)(
+        mapper=L(DetectionMapper)(
             is_train=False,
             augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
             image_format="RGB",
@@ -52,7 +53,7 @@ dataloader = dict(
         batch_size=1,
         num_workers=4,
     ),
-    evaluator=L(COCOEvaluator)(
+    evaluator=L(BoxEvaluator)(
         dataset_name="${..test.dataset.names}",
         output_dir="${train.output_dir}/inference",
     ),

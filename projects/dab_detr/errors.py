@@ -1,5 +1,15 @@
-"""The exception for what a user can put right."""
+"""The exception for what a user can put right, and the wording of long lists in its messages."""
+
+from collections.abc import Sequence
+
+_NAMED = 3
 
 
 class InputError(Exception):
     """A mistake in a file, key or value; the message says which one and what to do."""
+
+
+def listed(names: Sequence[str], count: int | None = None) -> str:
+    """The first three of ``count`` names (default: of all that are given) and how many follow."""
+    further = (len(names) if count is None else count) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {further} more" if further > 0 else "")

@@ -384,8 +384,8 @@ def test_an_interrupted_conversion_leaves_nothing(tool, official, tmp_path, monk
     kept = folder / "kept.pth"
     kept.write_bytes(b"what was there")
 
-    def interrupted(content, path):
-        Path(path).write_bytes(b"half")
+    def interrupted(content, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dab_detr.checkpoint.writing.torch.save", interrupted)

@@ -39,13 +39,17 @@ def in_process(datasets_root, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
 
     def call(*arguments):
+        forget()
+        return main(arguments)
+
+    def forget():
         for name in ("tiny_train", "tiny_val"):
             if name in DatasetCatalog:
                 DatasetCatalog.remove(name)
                 MetadataCatalog.remove(name)
-        return main(arguments)
 
-    return call
+    yield call
+    forget()
 
 
 @pytest.fixture(scope="module")

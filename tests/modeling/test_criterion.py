@@ -154,12 +154,27 @@ def test_weights_scale_their_term():
         torch.testing.assert_close(weighted[name], plain[name] * factor)
 
 
-def test_predictions_that_are_not_finite_are_reported():
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_predictions_that_are_not_finite_have_losses_that_are_not(value):
     class_logits, box_logits, targets = random_case((2, 1), 5)
+    broken = box_logits.detach().clone()
+    # all queries of an image, in one layer only
+    broken[0, 1] = math.nan
+    losses = SetCriterion(HungarianMatcher())(class_logits, broken, targets)
+    assert not losses["loss_bbox_0"].isfinite() and losses["loss_bbox_1"].isfinite()
     broken = class_logits.detach().clone()
-    broken[0, 1] = float("nan")
-    with pytest.raises(FloatingPointError, match="not finite"):
-        SetCriterion(HungarianMatcher())(broken, box_logits, targets)
+    broken[1, 0, 2, 0] = value
+    losses = SetCriterion(HungarianMatcher())(broken, box_logits, targets)
+    assert losses["loss_class_0"].isfinite() and not losses["loss_class_1"].isfinite()
+
+
+def test_losses_are_divided_by_a_given_number_of_boxes():
+    case = random_case((2, 1), 5)
+    criterion = SetCriterion(HungarianMatcher())
+    alone, larger, least = (criterion(*case, num_boxes=n) for n in (None, 12, 0))
+    for name, loss in alone.items():
+        torch.testing.assert_close(larger[name], loss * 3 / 12)
+        torch.testing.assert_close(least[name], loss * 3)
 
 
 def test_losses_under_half_precision_are_float32():

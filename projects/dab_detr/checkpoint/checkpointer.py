@@ -3,8 +3,10 @@
 import logging
 import os
 import re
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling import ResNet
@@ -12,10 +14,12 @@ from torch import nn
 
 from dab_detr.checkpoint.conversion import CLASS_WEIGHT, fit_classes, to_dab_detr
 from dab_detr.checkpoint.layouts import recognise
-from dab_detr.checkpoint.reading import read_checkpoint
-from dab_detr.errors import InputError
+from dab_detr.checkpoint.reading import DamagedCheckpoint, read_checkpoint
+from dab_detr.errors import InputError, listed
+from dab_detr.files import write_whole
 
-_NAMED = 3
+# the best weights so far, which are no place to go on from
+BEST_FILE = "model_best.pth"
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -38,6 +42,59 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
         self.logger = logging.getLogger(__name__)
+
+    def save(self, name: str, **extras: Any) -> None:
+        """Write ``name.pth`` into the folder and mark it as the last checkpoint.
+
+        The file is written aside and renamed, so whoever kills the process leaves a whole one.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict(), **extras}
+        content |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        file_name = f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {os.path.join(self.save_dir, file_name)}")
+        write_whole(self._in_folder(file_name), lambda file: torch.save(content, file))
+        self.tag_last_checkpoint(file_name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note which file :meth:`resume` takes first."""
+        tag = last_filename_basename.encode()
+        write_whole(self._in_folder("last_checkpoint"), lambda file: file.write(tag))
+
+    def resume(self) -> str:
+        """Load the last checkpoint of the folder, or the newest before it that is not damaged.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: if all are damaged, or one does not fit.
+        """
+        damaged = []
+        for path in self.checkpoints():
+            try:
+                self.load(path)
+            except DamagedCheckpoint as error:
+                self.logger.warning(f"{error} Trying the checkpoint before it.")
+                damaged.append(path)
+            else:
+                return path
+        raise InputError(
+            f"No checkpoint in {self.save_dir} can be read ({listed(damaged)}); start anew without "
+            "--resume, in another train.output_dir."
+        )
+
+    def checkpoints(self) -> list[str]:
+        """The training's checkpoints in the folder, the last one first, then by age."""
+        files = [self._in_folder(file.name) for file in Path(self.save_dir).glob("model_*.pth")]
+        files = [file for file in files if os.path.basename(file) != BEST_FILE]
+        files.sort(key=os.path.getmtime, reverse=True)
+        last = self.get_checkpoint_file() if self.has_checkpoint() else None
+        return sorted(files, key=lambda file: file != last)
+
+    def _in_folder(self, file_name: str) -> str:
+        return os.path.join(self.save_dir, file_name)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a file or an address that Detectron2's path manager knows; '' loads nothing."""
@@ -93,10 +150,11 @@ class Checkpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes:
             name, found, wanted = incompatible.incorrect_shapes[0]
+            others = len(incompatible.incorrect_shapes) - 1
             raise InputError(
                 f"The checkpoint {self._path} does not fit the model: {name} is {tuple(found)} in "
                 f"the file and {tuple(wanted)} in the model"
-                f"{_and_more(len(incompatible.incorrect_shapes) - 1)}."
+                f"{f' (and {others} more)' if others else ''}."
             )
         return incompatible
 
@@ -112,26 +170,26 @@ class Checkpointer(DetectionCheckpointer):
         if not filled:
             raise InputError(
                 f"The checkpoint {self._path} has nothing in common with the model; it holds "
-                f"{_listed(sorted(state))}."
+                f"{listed(sorted(state))}."
             )
         whole = self.complete or not all(name.startswith("backbone.") for name in filled)
         needed = missing if whole else [name for name in missing if self._in_resnet(name)]
         if needed:
             raise InputError(
-                f"The checkpoint {self._path} does not fit the model: it lacks {_listed(needed)}."
+                f"The checkpoint {self._path} does not fit the model: it lacks {listed(needed)}."
             )
         surplus = unused if whole else [k for k in unused if re.search(r"res[2-5]\.\d+\.", k)]
         if surplus:
             raise InputError(
                 f"The checkpoint {self._path} does not fit the model, which has no "
-                f"{_listed(surplus)}."
+                f"{listed(surplus)}."
             )
         fresh = [name for name in missing if name.startswith("backbone.")]
         if fresh:
             # necks, such as an FPN, are not part of pre-trained weights
-            self.logger.warning(f"These start from random weights: {_listed(fresh)}.")
+            self.logger.warning(f"These start from random weights: {listed(fresh)}.")
         if unused:
-            self.logger.warning(f"These are not used: {_listed(unused)}.")
+            self.logger.warning(f"These are not used: {listed(unused)}.")
 
     def _has_resnet(self) -> bool:
         return any(isinstance(module, ResNet) for module in self.model.modules())
@@ -153,11 +211,3 @@ class Checkpointer(DetectionCheckpointer):
         note = fit_classes(state, num_classes)
         if note:
             self.logger.warning(note)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + _and_more(len(names) - _NAMED)
-
-
-def _and_more(count: int) -> str:
-    return f" and {count} more" if count > 0 else ""

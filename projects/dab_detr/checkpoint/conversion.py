@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dab_detr.checkpoint.layouts import LAYOUTS, Layout, recognise, translate
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, listed
 from dab_detr.modeling.transformer import DABTransformer
 
 CENTERS, SIZES = "transformer.anchors.center_logits", "transformer.anchors.size_logits"
@@ -20,7 +20,6 @@ COCO_ROWS = (
     *range(72, 83), *range(84, 91),
 )  # fmt: skip
 _UNUSED_CLASS_BIAS = -20.0
-_NAMED = 4
 
 
 @dataclass
@@ -68,7 +67,7 @@ def to_dab_detr(tensors: Mapping[str, Tensor]) -> Conversion:
     if layout is None:
         raise InputError(
             f"No known layout of a DAB-DETR ({', '.join(LAYOUTS)}) has tensors such as "
-            f"{', '.join(list(tensors)[:_NAMED])}."
+            f"{listed(list(tensors))}."
         )
     conversion = Conversion(layout.name, {})
     remaining = dict(tensors)
@@ -96,7 +95,7 @@ def to_dab_detr(tensors: Mapping[str, Tensor]) -> Conversion:
             conversion.state[ours] = tensor
             conversion.used[name] = ours
     if unknown:
-        raise InputError(f"The layout {layout.name} has no {_listed(unknown)}.")
+        raise InputError(f"The layout {layout.name} has no {listed(unknown)}.")
     if not layout.backbone_alone:
         _check_transformer(conversion)
     if layout.name != "dab_detr":
@@ -239,7 +238,7 @@ def _pack_qkv(layout: Layout, remaining: dict, conversion: Conversion) -> None:
         parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         missing = [part for part in parts if part not in remaining]
         if missing:
-            raise InputError(f"The checkpoint lacks {_listed(missing)}.")
+            raise InputError(f"The checkpoint lacks {listed(missing)}.")
         ours = translate(
             name, ((first, "transformer.encoder.layers.{i}.self_attention.in_proj.{rest}"),)
         )
@@ -268,11 +267,11 @@ def _check_transformer(conversion: Conversion) -> None:
     expected = {f"transformer.{name}": p.shape for name, p in model.state_dict().items()}
     missing = [name for name in expected if name not in state]
     if missing:
-        raise InputError(f"The checkpoint ({conversion.layout}) lacks {_listed(missing)}.")
+        raise InputError(f"The checkpoint ({conversion.layout}) lacks {listed(missing)}.")
     own = [name for name in state if name.startswith("transformer.")]
     unknown = [name for name in own if name not in expected]
     if unknown:
-        raise InputError(f"A DAB-DETR of these sizes has no {_listed(unknown)}.")
+        raise InputError(f"A DAB-DETR of these sizes has no {listed(unknown)}.")
     for name in own:
         if state[name].shape != expected[name]:
             raise InputError(
@@ -315,7 +314,7 @@ def _check_resnet(conversion: Conversion) -> None:
     expected = [f"{conv}.{x}" for conv in convs for x in ("weight", *(f"norm.{n}" for n in _NORM))]
     missing = [name for name in expected if name not in state]
     if missing:
-        raise InputError(f"The checkpoint ({conversion.layout}) lacks {_listed(missing)}.")
+        raise InputError(f"The checkpoint ({conversion.layout}) lacks {listed(missing)}.")
     depths = tuple(len(stages[stage]) for stage in sorted(stages))
     if state.get("backbone.res5.0.conv3.weight", torch.empty(0)).shape[0] == 2048:
         if depths not in _RESNET_DEPTHS:
@@ -323,8 +322,3 @@ def _check_resnet(conversion: Conversion) -> None:
                 f"The checkpoint's ResNet has {depths} blocks in its stages; "
                 f"{' or '.join(map(str, _RESNET_DEPTHS))} is expected."
             )
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

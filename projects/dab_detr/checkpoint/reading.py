@@ -29,6 +29,10 @@ _ARRAY_GLOBALS = {
 }
 
 
+class DamagedCheckpoint(InputError):
+    """A file that is cut short or otherwise not what was once written."""
+
+
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a file, or a directory of Hugging Face's transformers.
 
@@ -40,7 +44,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         ``model``: tensors by name (arrays of a ``.pkl`` become such), and what else the file has.
 
     Raises:
-        InputError: if the file is missing, damaged, or holds objects that could run code.
+        InputError: if the file is missing, damaged (:class:`DamagedCheckpoint`), or holds objects
+            that could run code.
     """
     path = Path(path)
     if path.is_dir():
@@ -117,8 +122,8 @@ def _refusal(path: Path, error: Exception) -> InputError:
     )
 
 
-def _damage(path: Path, error: Exception) -> InputError:
-    return InputError(
+def _damage(path: Path, error: Exception) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
         f"The checkpoint {path} cannot be read; it is damaged, cut short or no checkpoint "
         f"({_first_line(error)})."
     )

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from dab_detr.checkpoint.conversion import CLASS_WEIGHT, architecture, from_dab_detr
 from dab_detr.errors import InputError
+from dab_detr.files import write_whole
 
 
 def refuse_existing(path: str | os.PathLike, force: bool) -> None:
@@ -39,18 +40,11 @@ def write_state(state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
         raise InputError(f"{path} has to end in .pth, .pt, .bin or .safetensors.")
     if path.is_dir():
         raise InputError(f"{path} is a directory; a file is to be written.")
-    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
-    os.close(handle)
-    try:
-        if path.suffix == ".safetensors":
-            save_file({k: v.contiguous() for k, v in state.items()}, unfinished)
-        else:
-            torch.save({"model": dict(state)}, unfinished)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+    if path.suffix == ".safetensors":
+        content = save({k: v.contiguous() for k, v in state.items()})
+        write_whole(path, lambda file: file.write(content))
+    else:
+        write_whole(path, lambda file: torch.save({"model": dict(state)}, file))
 
 
 def write_hf(

@@ -1,18 +1,84 @@
-"""Checks on the data sets that a config names, before anything slow starts."""
+"""The data sets of a training: one's own by the command line, and checks before anything starts."""
 
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
+from dab_detr.data.annotations import (
+    MISSING,
+    Findings,
+    check_same_categories,
+    clean_records,
+    read_coco,
+    write_ground_truth,
+)
 from dab_detr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+OWN_TRAIN = "own_train"
+OWN_VAL = "own_val"
+
+
+def use_own_data(
+    cfg: DictConfig,
+    train: tuple[str, str] | None,
+    val: tuple[str, str] | None,
+    *,
+    set_classes: bool,
+) -> None:
+    """Make a config train and evaluate on files in COCO's format.
+
+    Registers them with Detectron2 as "own_train" and "own_val". What is evaluated against is a
+    mended copy of the annotations, see :func:`write_ground_truth`, in ``train.output_dir``.
+
+    Args:
+        cfg: is changed: data sets and, if ``set_classes``, ``model.num_classes``.
+        train, val: a folder of images and an annotation file each; None leaves the config's.
+
+    Raises:
+        InputError: if a folder or file is missing or wrong.
+    """
+    contents = {}
+    for name, given in ((OWN_TRAIN, train), (OWN_VAL, val)):
+        if given is None:
+            continue
+        folder, annotations = given
+        if not os.path.isdir(folder):
+            raise InputError(f"There is no folder of images {folder}.")
+        if not os.path.isfile(annotations):
+            raise InputError(f"There is no annotation file {annotations}.")
+        contents[name] = read_coco(annotations)
+        if set_classes:
+            cfg.model.num_classes = len(contents[name]["categories"])
+    if len(contents) == 2:
+        check_same_categories(train[1], contents[OWN_TRAIN], val[1], contents[OWN_VAL])
+    for name in contents:
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    if train is not None:
+        register_coco_instances(OWN_TRAIN, {}, train[1], train[0])
+        cfg.dataloader.train.dataset.names = OWN_TRAIN
+    if val is not None:
+        ground_truth = Path(cfg.train.output_dir) / f"{OWN_VAL}.json"
+        # one process a machine; the others of a torchrun find it when they come to evaluate
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            write_ground_truth(contents[OWN_VAL], ground_truth)
+        register_coco_instances(OWN_VAL, {}, str(ground_truth), val[0])
+        cfg.dataloader.test.dataset.names = OWN_VAL
+        if "dataset_name" in cfg.dataloader.evaluator:
+            cfg.dataloader.evaluator.dataset_name = OWN_VAL
 
 
 def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
-    """See that the data sets of ``cfg.dataloader`` are registered and their files there.
+    """See that the data sets of ``cfg.dataloader`` are registered, and their files there and right.
 
     Args:
         cfg: a config with ``dataloader.<part>.dataset.names``.
@@ -21,9 +87,25 @@ def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
     Raises:
         InputError: naming the data set and the file or the names there are.
     """
+    contents = {}
     for part in parts:
-        for name in _names(cfg, part):
+        for name in dataset_names(cfg, part):
+            if name in (OWN_TRAIN, OWN_VAL):
+                # seen before they were registered
+                continue
             _check_dataset(name)
+            metadata = MetadataCatalog.get(name)
+            path = metadata.get("json_file")
+            if path and metadata.get("evaluator_type") == "coco":
+                contents[part] = path, read_coco(path)
+    if len(contents) == 2:
+        check_same_categories(*contents["train"], *contents["test"])
+
+
+def dataset_names(cfg: DictConfig, part: str) -> list[str]:
+    """The names in ``dataloader.<part>.dataset``: one or a list of them."""
+    names = cfg.dataloader[part].dataset.names
+    return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
 
 
 def check_classes(cfg: DictConfig, model: nn.Module) -> None:
@@ -32,7 +114,7 @@ def check_classes(cfg: DictConfig, model: nn.Module) -> None:
     Raises:
         InputError: if it has fewer. More are allowed and reported.
     """
-    for name in _names(cfg, "train"):
+    for name in dataset_names(cfg, "train"):
         wanted = len(MetadataCatalog.get(name).get("thing_classes", ()))
         if wanted > model.num_classes:
             raise InputError(
@@ -40,27 +122,58 @@ def check_classes(cfg: DictConfig, model: nn.Module) -> None:
                 f"model.num_classes={wanted}."
             )
         if wanted and wanted < model.num_classes:
-            logging.getLogger(__name__).warning(
+            logger.warning(
                 f"The data set {name!r} has {wanted} classes, the model {model.num_classes}."
             )
 
 
-def check_first_image(records: list[dict]) -> None:
-    """See that the data is there: annotations of other images are told by the first one.
+def prepare_training_records(records: list[dict], *, max_missing: int) -> list[dict]:
+    """Mend the loaded records of the training data, and report what was mended.
+
+    Args:
+        records: in Detectron2's standard format.
+        max_missing: so many images may be missing.
 
     Raises:
-        InputError: if there are no records or the first one's file does not exist.
+        InputError: if there are no records, no boxes, or more images are missing.
     """
-    if not records:
+    cleaned, findings = clean_records(records)
+    boxes = sum(len(record.get("annotations", ())) for record in cleaned)
+    _report("training", len(cleaned), boxes, findings)
+    missing = findings.count(MISSING)
+    if missing and (missing > max_missing or not cleaned):
+        raise InputError(
+            f"Of the {len(records)} images of the training data {missing} do not exist, the first "
+            f"is {findings.first(MISSING)}; train.max_unreadable_images allows {max_missing}. Is "
+            "the folder of images the right one?"
+        )
+    if not cleaned:
         raise InputError("The training data has no images.")
-    file_name = records[0].get("file_name")
-    if file_name and "://" not in file_name and not os.path.isfile(file_name):
-        raise InputError(f"The annotations name the image {file_name}, which does not exist.")
+    if not boxes:
+        raise InputError("The training data has no box that can be learnt from.")
+    return cleaned
 
 
-def _names(cfg: DictConfig, part: str) -> list[str]:
-    names = cfg.dataloader[part].dataset.names
-    return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
+def check_test_records(cfg: DictConfig) -> None:
+    """Report on the data that is evaluated on, which has been registered.
+
+    Raises:
+        InputError: if an image is missing: its objects would count as not found.
+    """
+    for name in dataset_names(cfg, "test"):
+        cleaned, findings = clean_records(DatasetCatalog.get(name))
+        boxes = sum(len(record.get("annotations", ())) for record in cleaned)
+        _report(f"evaluation ({name})", len(cleaned), boxes, findings)
+        if findings.count(MISSING):
+            raise InputError(
+                f"{findings.count(MISSING)} images of the data set {name!r} do not exist, the "
+                f"first is {findings.first(MISSING)}; an evaluation needs all of them."
+            )
+
+
+def _report(use: str, images: int, boxes: int, findings: Findings) -> None:
+    lines = [f"Data for {use}: {images} images with {boxes} boxes.", *str(findings).splitlines()]
+    logger.info("\n  ".join(lines))
 
 
 def _check_dataset(name: str) -> None:

@@ -1,8 +1,8 @@
 """Evaluation with Detectron2's evaluators, and its results as a file and a table."""
 
+import copy
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,62 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
+from dab_detr.data.images import UnreadableImage
+from dab_detr.errors import InputError
+from dab_detr.files import write_whole
+
 RESULTS_FILE = "evaluation.json"
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, *, step: int | None = None) -> dict[str, Any]:
+def evaluate(
+    cfg: DictConfig,
+    model: nn.Module,
+    *,
+    step: int | None = None,
+    averaged: nn.Module | None = None,
+) -> dict[str, Any]:
     """Run ``cfg.dataloader.evaluator`` over ``cfg.dataloader.test``; write ``evaluation.json``.
 
     Args:
         model: on its device; its training mode is kept.
         step: noted in the file.
+        averaged: the same model with averaged weights; its tasks end in "_ema".
 
     Returns:
         Metrics by task, e.g. ``{"bbox": {"AP": 42.2, ...}}``, in per cent; empty on workers other
         than the first.
+
+    Raises:
+        InputError: if an image cannot be read: leaving it out would change the result.
     """
+    results = dict(_run(cfg, model))
+    if averaged is not None:
+        cfg = copy.deepcopy(cfg)
+        if "output_dir" in cfg.dataloader.evaluator:
+            cfg.dataloader.evaluator.output_dir += "_ema"
+        results |= {f"{task}_ema": metrics for task, metrics in _run(cfg, averaged).items()}
+    if comm.is_main_process():
+        content = json.dumps({"step": step, "results": _without_nan(results)}, indent=2) + "\n"
+        path = Path(cfg.train.output_dir) / RESULTS_FILE
+        write_whole(path, lambda file: file.write(content.encode()))
+    return results
+
+
+def _run(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     loader = instantiate(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    try:
+        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    except UnreadableImage as error:
+        # one that comes from a data worker holds its traceback, and ends in what was said
+        *_, reason = str(error).splitlines()
+        raise InputError(
+            f"{reason.removeprefix(f'{UnreadableImage.__module__}.UnreadableImage: ')} The "
+            "evaluation needs it: mend the file, or take it out of the annotations."
+        ) from error
     if comm.is_main_process():
         print_csv_format(results)
-        content = {"step": step, "results": _without_nan(results)}
-        path = Path(cfg.train.output_dir) / RESULTS_FILE
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(unfinished, path)
-    return results
+    # evaluators return nothing where there was nothing to evaluate
+    return results or {}
 
 
 def format_results(results: dict[str, Any]) -> str:
@@ -52,7 +84,7 @@ def format_results(results: dict[str, Any]) -> str:
                 disable_numparse=True,
             )
         )
-    return "\n".join(tables)
+    return "\n\n".join(tables)
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,74 +1,168 @@
-"""One optimisation step: mixed precision on any device, a bound on the gradient's norm."""
+"""One optimisation step: micro-batches, mixed precision on any device, a bound on the gradient."""
 
+import contextlib
+import random
 import time
+from collections.abc import Iterable
 
+import numpy as np
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dab_detr.engine.interruption import Interruption, foremost
+from dab_detr.engine.nonfinite import NonFiniteSteps
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# The gradient scaler starts at 65536 and halves at each overflow, which is how it finds its scale.
+# Below this, it is the gradients that are at fault.
+_LEAST_SCALE = 1.0
 
 
 class Trainer(SimpleTrainer):
-    """Detectron2's trainer with autocast (its ``AMPTrainer`` needs a GPU) and gradient clipping.
+    """Detectron2's trainer with gradient accumulation, autocast on any device and clipping.
+
+    A step takes ``accumulate`` batches of the loader and gives the gradient of all of them and of
+    all workers together: each loss is divided by the number of objects of the whole.
 
     Args:
-        model, data_loader, optimizer: as in :class:`detectron2.engine.SimpleTrainer`.
+        model: takes a batch and ``num_boxes``, what its losses are to be divided by; see
+            :meth:`dab_detr.modeling.meta_arch.DABDETR.forward`.
+        data_loader, optimizer: as in :class:`detectron2.engine.SimpleTrainer`.
         device: where the model is.
+        accumulate: micro-batches a step.
         amp_dtype: None for full precision; float16 (with a gradient scaler) or bfloat16.
         max_grad_norm: the gradient of all parameters together is scaled down to this L2 norm;
             0 switches clipping off.
-        log_period: losses are read, checked and logged every this many steps.
+        log_period: losses are read and logged every this many steps.
+        seed: not negative; before each step the random generators are set by it, the step and the
+            worker, so that a resumed training draws the same numbers.
+        nonfinite: what to do about losses and gradients that are not finite; None: they are an
+            error.
+        interruption: asked after each step whether to stop; see :attr:`stop_signal`.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        data_loader,
+        data_loader: Iterable[list[dict]],
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
+        accumulate: int = 1,
         amp_dtype: torch.dtype | None = None,
         max_grad_norm: float = 0.0,
         log_period: int = 1,
+        seed: int = 0,
+        nonfinite: NonFiniteSteps | None = None,
+        interruption: Interruption | None = None,
     ):
         super().__init__(model, data_loader, optimizer, gather_metric_period=log_period)
         self.device_type = torch.device(device).type
+        self.accumulate = accumulate
         self.amp_dtype = amp_dtype
         self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.nonfinite = nonfinite or NonFiniteSteps()
+        self.interruption = interruption or Interruption()
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=amp_dtype is torch.float16
         )
+        self._workers = _Workers()
+        self._known_signal = 0
+
+    @property
+    def stop_signal(self) -> int | None:
+        """The signal on which all workers stop after this step; the same on all of them."""
+        alone = self._workers.count == 1
+        return (self.interruption.signum if alone else self._known_signal) or None
 
     def run_step(self) -> None:
-        """Forward, backward, clip and update once."""
+        """Forward and backward for each micro-batch, then clip and update once."""
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        batches = [next(self._data_loader_iter) for _ in range(self.accumulate)]
         data_time = time.perf_counter() - start
 
-        with torch.autocast(
-            self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-        ):
-            losses = self.model(data)
-            total = sum(losses.values())
+        self._seed_step()
+        boxes = sum(len(image["instances"]) for batch in batches for image in batch)
+        num_boxes, self._known_signal = self._workers.exchange(boxes, self.interruption.signum or 0)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+        losses: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            for name, loss in self._backward(batch, num_boxes, index == len(batches) - 1).items():
+                losses[name] = losses.get(name, 0.0) + loss
         self.grad_scaler.unscale_(self.optimizer)
         # with a bound of infinity the norm is only measured
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or float("inf"))
         self.after_backward()
-        self._write_metrics(losses, data_time)
-        if (self.iter + 1) % self.gather_metric_period == 0:
-            get_event_storage().put_scalar("grad_norm", norm.item())
-        self.grad_scaler.step(self.optimizer)
+        if self._is_finite(losses, norm):
+            self._write_metrics(losses, data_time)
+            if (self.iter + 1) % self.gather_metric_period == 0:
+                get_event_storage().put_scalar("grad_norm", norm.item())
+            self.grad_scaler.step(self.optimizer)
+        else:
+            self.nonfinite.note(self.iter + 1, losses, norm, batches)
         self.grad_scaler.update()
 
+    def _backward(self, batch: list[dict], num_boxes: float, is_last: bool) -> dict[str, Tensor]:
+        """Add a micro-batch's gradient; returns its losses."""
+        parallel = isinstance(self.model, DistributedDataParallel)
+        # workers exchange gradients once a step
+        with self.model.no_sync() if parallel and not is_last else contextlib.nullcontext():
+            with torch.autocast(
+                self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+            ):
+                losses = self.model(batch, num_boxes=num_boxes)
+                total = sum(losses.values())
+            self.grad_scaler.scale(total).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _is_finite(self, losses: dict[str, Tensor], norm: Tensor) -> bool:
+        """Whether to update. Overflows of a scaled gradient are nothing unusual."""
+        total = sum(losses.values())
+        if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= _LEAST_SCALE:
+            return bool(total.isfinite())
+        return bool((total + norm).isfinite())
+
+    def _seed_step(self) -> None:
+        numbers = np.random.SeedSequence((self.seed, self.iter, comm.get_rank(), 1))
+        first, second, third = numbers.generate_state(3).tolist()
+        random.seed(first)
+        np.random.seed(second)
+        torch.manual_seed(third)
+
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "nonfinite_steps": self.nonfinite.count,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.nonfinite.count = state_dict.get("nonfinite_steps", 0)
+
+
+class _Workers:
+    """What the workers tell each other before a step, in host memory: no GPU waits for it."""
+
+    def __init__(self):
+        self.count = comm.get_world_size()
+        alone = self.count == 1
+        self._group = None if alone else torch.distributed.new_group(backend="gloo")
+
+    def exchange(self, boxes: int, signum: int) -> tuple[float, int]:
+        """The mean number of boxes, and the foremost signal that any worker has received."""
+        if self.count == 1:
+            return float(boxes), signum
+        mine = torch.tensor([boxes, signum])
+        all_of_them = [torch.empty_like(mine) for _ in range(self.count)]
+        torch.distributed.all_gather(all_of_them, mine, group=self._group)
+        counts, signals = torch.stack(all_of_them).T.tolist()
+        return sum(counts) / self.count, foremost(signals)

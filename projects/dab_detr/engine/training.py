@@ -1,25 +1,45 @@
 """A whole training: everything that a config describes, put together on Detectron2's hooks."""
 
 import logging
-import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
-from dab_detr.checkpoint import Checkpointer
-from dab_detr.engine.datasets import check_classes, check_first_image
-from dab_detr.engine.evaluation import evaluate
+from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
+from dab_detr.checkpoint.writing import write_state
+from dab_detr.data.stream import PositionSampler, SampleStream, UnreadableImages, seeded
+from dab_detr.engine.datasets import (
+    check_classes,
+    check_test_records,
+    dataset_names,
+    prepare_training_records,
+)
+from dab_detr.engine.evaluation import RESULTS_FILE, evaluate
+from dab_detr.engine.hooks import (
+    BackboneLearningRate,
+    Evaluation,
+    History,
+    MovingAverage,
+    StopOnSignal,
+)
+from dab_detr.engine.interruption import Interruption
+from dab_detr.engine.memory import checkpoint_activations
+from dab_detr.engine.nonfinite import NonFiniteSteps
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
+from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter
 from dab_detr.errors import InputError
+from dab_detr.visualization.predictions import predictions
 
 logger = logging.getLogger(__name__)
 
@@ -43,28 +63,49 @@ def build(cfg: DictConfig, section: str) -> Any:
         raise InputError(f"The config's section {section} does not work: {reason}") from error
 
 
-def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bool) -> dict:
+def train(
+    cfg: DictConfig,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    resume: bool,
+    interruption: Interruption | None = None,
+) -> dict:
     """Train and evaluate as the config says.
 
     Args:
         cfg: a whole config, see ``configs/common/train.py`` for its ``train`` section.
         model: on ``device``.
         resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
+        interruption: its signals end the training after a checkpoint.
 
     Returns:
         What the evaluation after the last step gives, see :func:`evaluate`.
+
+    Raises:
+        InputError: for values and data that do not fit.
+        FloatingPointError: if losses or gradients are not finite, see :class:`NonFiniteSteps`.
+        TrainingStopped: after a signal.
     """
+    interruption = interruption or Interruption()
+    seed = cfg.train.seed if cfg.train.seed >= 0 else comm.shared_random_seed()
+    folder = Path(cfg.train.output_dir)
+    try:
+        checkpoint_activations(model, **cfg.train.activation_checkpointing)
+        average = _moving_average(cfg, model)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    _scale_learning_rate(cfg)
     # the learning rates belong to the parameters, so the optimizer sees the model before DDP does
     cfg.optimizer.params.model = model
     optimizer = build(cfg, "optimizer")
-    dataset = build(cfg, "dataloader.train.dataset")
+    records = build(cfg, "dataloader.train.dataset")
     check_classes(cfg, model)
-    check_first_image(dataset)
+    records = prepare_training_records(records, max_missing=cfg.train.max_unreadable_images)
+    check_test_records(cfg)
     batch_size = cfg.dataloader.train.total_batch_size
-    epoch = max(1, len(dataset) // batch_size)
+    epoch = max(1, len(records) // batch_size)
     max_iter = cfg.train.max_iter or round(cfg.train.epochs * epoch)
-    cfg.dataloader.train.dataset = DatasetFromList(dataset, copy=False)
-    loader = build(cfg, "dataloader.train")
 
     parallel = create_ddp_model(
         model,
@@ -73,58 +114,152 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, *, resume: bo
     )
     trainer = Trainer(
         parallel,
-        loader,
+        # given below, when it is known where to begin
+        [],
         optimizer,
         device=device,
+        accumulate=cfg.train.accumulate,
         amp_dtype=AMP_DTYPES[cfg.train.amp.dtype] if cfg.train.amp.enabled else None,
         max_grad_norm=cfg.train.clip_grad.max_norm,
         log_period=cfg.train.log_period,
+        seed=seed,
+        nonfinite=NonFiniteSteps(folder, cfg.train.max_nonfinite_steps),
+        interruption=interruption,
     )
-    checkpointer = Checkpointer(parallel, cfg.train.output_dir, complete=False, trainer=trainer)
-    results = {}
+    checkpointer = Checkpointer(parallel, str(folder), complete=False, trainer=trainer)
+    periodic = hooks.PeriodicCheckpointer(
+        checkpointer,
+        cfg.train.checkpointer.period or epoch,
+        max_iter=max_iter,
+        max_to_keep=cfg.train.checkpointer.max_to_keep,
+    )
+    stop = StopOnSignal(checkpointer)
+    results: dict = {}
 
-    def evaluate_now() -> dict:
+    def evaluate_now(step: int) -> dict:
         results.clear()
-        results.update(evaluate(cfg, model, step=min(trainer.iter + 1, max_iter)))
+        averaged = average.model if average else None
+        results.update(evaluate(cfg, model, step=step, averaged=averaged))
+        _show_predictions(cfg, model, trainer.storage)
         return results
+
+    def keep_best(task: str) -> None:
+        best = average.model if average and task.endswith("_ema") else model
+        write_state(best.state_dict(), folder / BEST_FILE)
+        logger.info(f"The best AP so far, of {task}: its weights are in {folder / BEST_FILE}.")
 
     # before loading, so that a checkpoint finds the hooks whose state it has
     trainer.register_hooks(
         [
+            History(),
             hooks.IterationTimer(),
+            BackboneLearningRate(optimizer, model.backbone),
             # given the bare schedule, the hook finds the place in it when the training starts
             hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
-            hooks.PeriodicCheckpointer(
-                checkpointer,
-                cfg.train.checkpointer.period or epoch,
-                max_iter=max_iter,
-                max_to_keep=cfg.train.checkpointer.max_to_keep,
-            )
-            if comm.is_main_process()
-            else None,
-            hooks.EvalHook(cfg.train.eval_period or epoch, evaluate_now),
+            average,
+            periodic if comm.is_main_process() else None,
+            Evaluation(
+                cfg.train.eval_period or epoch,
+                evaluate_now,
+                results_file=folder / RESULTS_FILE,
+                interruption=interruption,
+                keep_best=keep_best,
+                save=stop.save,
+            ),
         ]
     )
     start_iter = _load(cfg, checkpointer, trainer, resume=resume)
+    if start_iter:
+        # the oldest first; without this, checkpoints from before the stop would stay for ever
+        periodic.recent_checkpoints = checkpointer.checkpoints()[::-1]
+    loader = _build_loader(cfg, records, seed, start_iter)
+    trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():
         writers = [
             ProgressPrinter(max_iter, batch_size),
-            JSONWriter(os.path.join(cfg.train.output_dir, METRICS_FILE)),
-            TensorboardXWriter(cfg.train.output_dir),
+            MetricsWriter(folder / METRICS_FILE, start_iter),
+            TensorBoardWriter(folder, start_iter),
+            *(instantiate(writer) for writer in cfg.train.writers),
         ]
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+    trainer.register_hooks([stop])
     logger.info(
         f"Training for {max_iter} steps of {batch_size} images "
-        f"({max_iter * batch_size / max(1, len(dataset)):.1f} epochs of {len(dataset)} images)."
+        f"({max_iter * batch_size / len(records):.1f} epochs of {len(records)} images)."
     )
     trainer.train(start_iter, max_iter)
     return results
 
 
+def _moving_average(cfg: DictConfig, model: nn.Module) -> MovingAverage | None:
+    return MovingAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
+
+
+def _scale_learning_rate(cfg: DictConfig) -> None:
+    """Goyal et al. (arXiv 1706.02677): k times the batch, k times the learning rate."""
+    scaling = cfg.train.auto_scale_lr
+    batch_size = cfg.dataloader.train.total_batch_size
+    if scaling.enabled and batch_size != scaling.base_batch_size:
+        before = cfg.optimizer.lr
+        cfg.optimizer.lr = before * batch_size / scaling.base_batch_size
+        logger.info(
+            f"train.auto_scale_lr: optimizer.lr is {cfg.optimizer.lr:.3g} instead of {before:.3g}, "
+            f"for batches of {batch_size} instead of {scaling.base_batch_size} images."
+        )
+
+
+def _build_loader(cfg: DictConfig, records: list[dict], seed: int, start_iter: int) -> Iterable:
+    """Batches from step ``start_iter`` on, the same whether or not the training was stopped there.
+
+    The config's dataset, mapper and sampler are put into a :class:`SampleStream`; the rest of
+    ``dataloader.train`` is built as it stands.
+    """
+    node = cfg.dataloader.train
+    if "mapper" not in node:
+        raise InputError("The config's dataloader.train has no mapper.")
+    if start_iter and node.get("aspect_ratio_grouping"):
+        logger.warning(
+            "With dataloader.train.aspect_ratio_grouping=True a resumed training sees the images "
+            "in another order than one that was not stopped."
+        )
+    # a sampler may refer to the data set
+    node.dataset = DatasetFromList(records, copy=False)
+    with seeded(seed):
+        sampler = build(cfg, "dataloader.train.sampler") if node.get("sampler") else None
+    sampler = sampler or TrainingSampler(len(records), seed=seed)
+    samples = start_iter * node.total_batch_size // comm.get_world_size()
+    node.dataset = SampleStream(
+        node.dataset,
+        build(cfg, "dataloader.train.mapper"),
+        seed=seed,
+        max_unreadable=cfg.train.max_unreadable_images,
+    )
+    node.mapper = None
+    node.sampler = PositionSampler(sampler, samples)
+    node.total_batch_size //= cfg.train.accumulate
+    return build(cfg, "dataloader.train")
+
+
+def _show_predictions(cfg: DictConfig, model: nn.Module, storage: EventStorage) -> None:
+    """Hand some pictures of validation images to the writers."""
+    pictures = cfg.train.pictures
+    if not pictures.tensorboard or not comm.is_main_process():
+        return
+    drawn = predictions(
+        model,
+        instantiate(cfg.dataloader.test),
+        dataset_names(cfg, "test")[0],
+        count=pictures.tensorboard,
+        score_threshold=pictures.score_threshold,
+    )
+    for name, image in drawn:
+        storage.put_image(f"validation/{name}", image.transpose(2, 0, 1))
+
+
 def _load(cfg: DictConfig, checkpointer: Checkpointer, trainer: Trainer, *, resume: bool) -> int:
     """Load the last checkpoint or the initial weights; returns the step to begin with."""
     folder = cfg.train.output_dir
-    found = comm.all_gather(resume and checkpointer.has_checkpoint())
+    found = comm.all_gather(resume and bool(checkpointer.checkpoints()))
     if len(set(found)) > 1:
         raise InputError(
             f"Only some machines see a checkpoint in {folder}; to resume, all have to see the same "
@@ -132,7 +267,7 @@ def _load(cfg: DictConfig, checkpointer: Checkpointer, trainer: Trainer, *, resu
         )
     if found[0]:
         checkpointer.complete = True
-        checkpointer.resume_or_load("", resume=True)
+        checkpointer.resume()
         logger.info(f"Resuming after step {trainer.iter + 1}.")
         return trainer.iter + 1
     if resume:

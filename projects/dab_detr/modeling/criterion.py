@@ -41,13 +41,19 @@ class SetCriterion(nn.Module):
         self.focal_gamma = focal_gamma
 
     def forward(
-        self, class_logits: Tensor, box_logits: Tensor, targets: Targets
+        self,
+        class_logits: Tensor,
+        box_logits: Tensor,
+        targets: Targets,
+        num_boxes: float | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses, ready to be summed.
 
         Args:
             class_logits: ``(L, B, Q, K)``. box_logits: ``(L, B, Q, 4)``.
             targets: of the B images, any number of objects, none included.
+            num_boxes: what the losses are divided by (but at least by 1); None: the number of
+                objects, as a mean over all workers.
 
         Returns:
             ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, and the same names with
@@ -56,14 +62,16 @@ class SetCriterion(nn.Module):
         class_logits = class_logits.float()
         boxes_cxcywh = box_logits.float().sigmoid()
         matches = self.matcher(class_logits, boxes_cxcywh, targets)
-        num_boxes = _mean_over_workers(len(targets.labels), class_logits.device).clamp(min=1)
+        if num_boxes is None:
+            num_boxes = _mean_over_workers(len(targets.labels), class_logits.device)
+        divisor = torch.as_tensor(num_boxes).clamp(min=1)
         losses = {
             "loss_class": self._class_loss(class_logits, matches, targets),
             **self._box_losses(boxes_cxcywh, matches, targets),
         }
         last = len(class_logits) - 1
         return {
-            name if layer == last else f"{name}_{layer}": self.weights[name] * loss / num_boxes
+            name if layer == last else f"{name}_{layer}": self.weights[name] * loss / divisor
             for name, by_layer in losses.items()
             for layer, loss in enumerate(by_layer)
         }

@@ -11,6 +11,9 @@ from torchvision.ops import box_convert
 
 from dab_detr.modeling.boxes import generalized_iou
 
+# large beside any cost, small enough for sums of it to be exact
+_WORST = 1e9
+
 
 class Targets(NamedTuple):
     """The objects of a batch, one image after the other.
@@ -65,19 +68,15 @@ class HungarianMatcher(nn.Module):
             class_logits: ``(L, B, Q, K)``. boxes_cxcywh: float32 ``(L, B, Q, 4)`` in 0..1.
             targets: of the B images. An image with more objects than queries gets Q pairs.
 
-        Raises:
-            FloatingPointError: if a prediction is not a finite number.
+        A cost that is not finite counts as the worst. The losses of such a prediction are not
+        finite either, which is for the training to see.
         """
         counts = list(targets.counts)
         image = torch.arange(len(counts), device=class_logits.device).repeat_interleave(
             torch.tensor(counts, device=class_logits.device), output_size=sum(counts)
         )
         costs = self._costs(class_logits, boxes_cxcywh, targets, image).cpu().numpy()  # (L, T, Q)
-        if not np.isfinite(costs).all():
-            raise FloatingPointError(
-                "A matching cost is not finite: the model predicts NaN or infinity, or a box of "
-                "the annotations is not finite. Lower the learning rate or check the data."
-            )
+        costs = np.nan_to_num(costs, copy=False, nan=_WORST, posinf=_WORST, neginf=_WORST)
         ends = np.cumsum(counts)
         pairs = []
         for layer, layer_costs in enumerate(costs):

@@ -129,7 +129,9 @@ class DABDETR(nn.Module):
         """Where the model's weights are."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict]:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], *, num_boxes: float | None = None
+    ) -> dict[str, Tensor] | list[dict]:
         """Losses in training mode, detections in evaluation mode.
 
         Args:
@@ -137,6 +139,8 @@ class DABDETR(nn.Module):
                 ``image`` (C, H, W) in the range of ``pixel_mean``; for training ``instances`` with
                 ``gt_boxes`` and ``gt_classes``; for evaluation optionally ``height`` and ``width``
                 of the wanted output.
+            num_boxes: in training, what the losses are divided by, for a batch that is one part of
+                a larger one; see :meth:`SetCriterion.forward`.
 
         Returns:
             In training, weighted losses by name (see :meth:`SetCriterion.forward`). In evaluation a
@@ -150,7 +154,8 @@ class DABDETR(nn.Module):
         )
         if self.training:
             instances = [x["instances"] for x in batched_inputs]
-            return self.criterion(class_logits, box_logits, self._targets(instances))
+            targets = self._targets(instances)
+            return self.criterion(class_logits, box_logits, targets, num_boxes)
         detections = select_detections(
             class_logits[-1], box_logits[-1], images.image_sizes, self.num_select
         )

@@ -21,8 +21,11 @@ def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> b
         return False
     with open(metrics_file) as lines:
         records = [json.loads(line) for line in lines]
-    # a run that was resumed wrote some steps twice: the last one counts
-    by_step = {record["iteration"] + 1: record for record in records if "iteration" in record}
+    by_step: dict[int, dict] = {}
+    for record in records:
+        if "iteration" in record:
+            # evaluations may come in a line of their own
+            by_step.setdefault(record["iteration"] + 1, {}).update(record)
     records = sorted(by_step.items())
 
     def series(name: str) -> tuple[list, list]:

@@ -1,22 +1,25 @@
 """Predictions drawn into images, with the ground truth beside them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 from torch import nn
+
+from dab_detr.data.images import read_image
 
 # Images smaller than this are enlarged, so that labels do not cover what they name.
 _LEAST_SIDE = 480
 
 
-@torch.no_grad()
 def draw_predictions(
     model: nn.Module,
     loader: Iterable[list[dict]],
@@ -26,41 +29,68 @@ def draw_predictions(
     count: int,
     score_threshold: float = 0.5,
 ) -> list[Path]:
-    """Write one PNG an image: predictions on the left, ground truth on the right.
+    """Write one PNG an image into a folder, which is made if missing; see :func:`predictions`.
+
+    Returns:
+        The files.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    for name, image in predictions(
+        model, loader, dataset_name, count=count, score_threshold=score_threshold
+    ):
+        files.append(Path(folder) / f"{name}.png")
+        Image.fromarray(image).save(files[-1])
+    return files
+
+
+def predictions(
+    model: nn.Module,
+    loader: Iterable[list[dict]],
+    dataset_name: str,
+    *,
+    count: int,
+    score_threshold: float = 0.5,
+) -> list[tuple[str, np.ndarray]]:
+    """Draw an image's predictions on the left, its ground truth on the right.
 
     Args:
         model: takes a batch of the loader; its training mode is kept.
-        loader: gives batches of Detectron2's dicts with ``file_name`` and ``image_id``.
+        loader: gives batches of Detectron2's dicts with ``file_name``, ``image_id`` and size.
         dataset_name: a registered data set, for class names and ground truth.
-        folder: made if missing.
         count: number of images.
         score_threshold: predictions below it are left out.
 
     Returns:
-        The files.
+        For each of the loader's first ``count`` images the file's name without suffix, and the
+        picture, uint8 RGB ``(H, W, 3)``.
     """
     metadata = MetadataCatalog.get(dataset_name)
     # one colour a class where the data set has such, else one an object
     mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     truth = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
-    was_training = model.training
-    model.eval()
-    for batch in loader:
-        for record, output in zip(batch, model(batch)):
-            image = read_image(record["file_name"], format="RGB")
+    images = []
+    with closing(_predict(model, loader)) as outputs:
+        for record, instances in islice(outputs, count):
+            image = read_image(record["file_name"], size=(record["height"], record["width"]))
             scale = max(1.0, _LEAST_SIDE / min(image.shape[:2]))
-            instances = output["instances"].to("cpu")
-            instances = instances[instances.scores >= score_threshold]
             left, right = (Visualizer(image, metadata, scale, mode) for _ in range(2))
+            instances = instances[instances.scores >= score_threshold]
             predicted = left.draw_instance_predictions(instances)
             wanted = right.draw_dataset_dict(truth[record["image_id"]])
             both = np.concatenate((predicted.get_image(), wanted.get_image()), axis=1)
-            files.append(Path(folder) / f"{Path(record['file_name']).stem}.png")
-            Image.fromarray(both).save(files[-1])
-            if len(files) == count:
-                model.train(was_training)
-                return files
-    model.train(was_training)
-    return files
+            images.append((Path(record["file_name"]).stem, both))
+    return images
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, loader: Iterable[list[dict]]) -> Iterator[tuple[dict, Instances]]:
+    """Each image's record and detections, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in loader:
+            for record, output in zip(batch, model(batch)):
+                yield record, output["instances"].to("cpu")
+    finally:
+        model.train(was_training)

@@ -1,0 +1,293 @@
+"""Checks on annotations before a training: what cannot be right is an error, what can be mended is.
+
+Two steps, because Detectron2 loads in between: :func:`read_coco` refuses files in COCO's format
+whose references do not fit; :func:`clean_records` mends the loaded records of any data set.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+from dab_detr.errors import InputError, listed
+from dab_detr.files import write_whole
+
+# fields of COCO's format that everything after this relies on
+_FIELDS = {
+    "images": ("id", "file_name", "width", "height"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
+
+
+def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
+    """Read a file in COCO's detection format and check it.
+
+    Returns:
+        Its content; ``images``, ``categories`` and ``annotations`` hold at least one entry each,
+        all with the fields that are needed, unique ids and references that exist.
+
+    Raises:
+        InputError: naming the file and the first entries that are wrong.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"The annotations {path} cannot be read as JSON ({reason}).") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"The annotations {path} hold a {type(content).__name__}; COCO's format is an object "
+            f"with {', '.join(_FIELDS)}."
+        )
+    for section, fields in _FIELDS.items():
+        _check_section(path, content, section, fields)
+    _check_references(path, content)
+    _check_values(path, content)
+    return content
+
+
+def _check_section(path, content: dict, section: str, fields: tuple[str, ...]) -> None:
+    entries = content.get(section)
+    if not isinstance(entries, list):
+        raise InputError(f"The annotations {path} have no list {section!r}, as COCO's format has.")
+    if not entries:
+        raise InputError(f"The annotations {path} hold no {section}.")
+    for index, entry in enumerate(entries):
+        lacking = fields if not isinstance(entry, dict) else [f for f in fields if f not in entry]
+        if lacking:
+            raise InputError(
+                f"The annotations {path} are wrong: entry {index} of {section} lacks "
+                f"{', '.join(lacking)}."
+            )
+    try:
+        numbers = Counter(entry["id"] for entry in entries)
+    except TypeError as error:
+        raise InputError(
+            f"The annotations {path} are wrong: an id of {section} is no id."
+        ) from error
+    twice = [str(number) for number, count in numbers.items() if count > 1]
+    if twice:
+        raise InputError(
+            f"The annotations {path} use ids of {section} more than once: {listed(twice)}."
+        )
+
+
+def _check_references(path, content: dict) -> None:
+    for field, section in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in content[section]}
+        for annotation in content["annotations"]:
+            number = annotation[field]
+            if isinstance(number, (dict, list)) or number not in known:
+                raise InputError(
+                    f"The annotations {path} are wrong: annotation {annotation['id']} has the "
+                    f"{field} {number!r}, which {section} do not have."
+                )
+
+
+def _check_values(path, content: dict) -> None:
+    for image in content["images"]:
+        size = image["width"], image["height"]
+        if not all(isinstance(x, int | float) and x >= 1 for x in size):
+            raise InputError(
+                f"The annotations {path} are wrong: image {image['id']} has the size "
+                f"{size[0]!r} x {size[1]!r}."
+            )
+        if not isinstance(image["file_name"], str) or not image["file_name"]:
+            raise InputError(
+                f"The annotations {path} are wrong: image {image['id']} has the file_name "
+                f"{image['file_name']!r}."
+            )
+    for annotation in content["annotations"]:
+        box = annotation["bbox"]
+        numbers = isinstance(box, list) and all(
+            isinstance(x, int | float) and not isinstance(x, bool) for x in box
+        )
+        if not numbers or len(box) != 4:
+            raise InputError(
+                f"The annotations {path} are wrong: annotation {annotation['id']} has the bbox "
+                f"{box!r}; four numbers, [x, y, width, height], are needed."
+            )
+        if annotation.get("ignore"):
+            raise InputError(
+                f'The annotations {path} are wrong: annotation {annotation["id"]} has "ignore", '
+                'which Detectron2 does not know; mark such regions with "iscrowd": 1.'
+            )
+
+
+def check_same_categories(train_path, train: dict, val_path, val: dict) -> None:
+    """See that the categories of two files have the same ids and names.
+
+    Raises:
+        InputError: naming what one of them lacks.
+    """
+    first, second = (
+        {entry["id"]: entry["name"] for entry in content["categories"]} for content in (train, val)
+    )
+    if first == second:
+        return
+    differing = [
+        f"{number} is {first.get(number, 'missing')!r} and {second.get(number, 'missing')!r}"
+        for number in {**first, **second}
+        if first.get(number) != second.get(number)
+    ]
+    raise InputError(
+        f"The categories of {train_path} and {val_path} differ: id {listed(differing)}; give both "
+        "files the same."
+    )
+
+
+class Findings:
+    """What was found in the records of a data set, by kind; as text, counts and a few examples."""
+
+    def __init__(self):
+        self._examples: dict[str, list[str]] = {}
+
+    def note(self, kind: str, example: str) -> None:
+        self._examples.setdefault(kind, []).append(example)
+
+    def count(self, kind: str) -> int:
+        return len(self._examples.get(kind, ()))
+
+    def first(self, kind: str) -> str:
+        return self._examples[kind][0]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{len(examples)} {kind}: {listed(examples)}"
+            for kind, examples in self._examples.items()
+        )
+
+
+MISSING = "images do not exist and are left out"
+CLIPPED = "boxes reach outside their image and are clipped"
+DROPPED = "boxes have no size, a negative one, or lie outside their image, and are dropped"
+NOT_FINITE = "boxes are not finite numbers and are dropped"
+CROWDS = "crowd regions are dropped"
+EMPTY = "images have no boxes"
+
+
+def clean_records(records: Iterable[dict]) -> tuple[list[dict], Findings]:
+    """Clip and drop boxes, and leave out images that do not exist.
+
+    Args:
+        records: in Detectron2's standard format, of any data set. They are not changed.
+
+    Returns:
+        The records to train on, and what was found. Images without boxes stay (the config's
+        ``dataloader.train.dataset.filter_empty`` leaves them out, if that is wanted).
+    """
+    findings = Findings()
+    exists = _Folders()
+    kept = []
+    for record in records:
+        file_name = record.get("file_name", "")
+        if file_name and not exists(file_name):
+            findings.note(MISSING, file_name)
+            continue
+        if "annotations" in record:
+            annotations = [
+                cleaned
+                for annotation in record["annotations"]
+                if (cleaned := _clean(annotation, record, findings)) is not None
+            ]
+            if not annotations:
+                findings.note(EMPTY, file_name)
+            record = {**record, "annotations": annotations}
+        kept.append(record)
+    return kept, findings
+
+
+def _clean(annotation: dict, record: dict, findings: Findings) -> dict | None:
+    """The annotation with its box inside the image; None if there is nothing to learn from it."""
+    where = f"{annotation.get('bbox')} in {record.get('file_name', '?')}"
+    if annotation.get("iscrowd"):
+        findings.note(CROWDS, where)
+        return None
+    if annotation["bbox_mode"] not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
+        return annotation
+    box = [float(x) for x in annotation["bbox"]]
+    if not all(map(math.isfinite, box)):
+        findings.note(NOT_FINITE, where)
+        return None
+    clipped = _clip(box, annotation["bbox_mode"], record.get("width"), record.get("height"))
+    if clipped is None:
+        findings.note(DROPPED, where)
+        return None
+    if clipped == box:
+        return annotation
+    findings.note(CLIPPED, where)
+    return {**annotation, "bbox": clipped}
+
+
+def _clip(box: list[float], mode: BoxMode, width: float | None, height: float | None):
+    """The part of a box that lies in the image, in the same mode; None if there is none."""
+    left, top, right, bottom = box
+    if mode == BoxMode.XYWH_ABS:
+        right, bottom = left + right, top + bottom
+    if right <= left or bottom <= top:
+        return None
+    # sums of decimal fractions overshoot a little; that is nobody's mistake
+    tolerance = 1e-3
+    inner = [
+        0.0 if left < -tolerance else left,
+        0.0 if top < -tolerance else top,
+        float(width) if width is not None and right > width + tolerance else right,
+        float(height) if height is not None and bottom > height + tolerance else bottom,
+    ]
+    if inner == [left, top, right, bottom]:
+        return box
+    left, top, right, bottom = inner
+    if right <= left or bottom <= top:
+        return None
+    return [left, top, right - left, bottom - top] if mode == BoxMode.XYWH_ABS else inner
+
+
+class _Folders:
+    """Whether files exist, by one listing a folder: quick on network file systems too."""
+
+    def __init__(self):
+        self._names: dict[str, set[str]] = {}
+
+    def __call__(self, file_name: str) -> bool:
+        if "://" in file_name:
+            return True
+        folder, name = os.path.split(file_name)
+        if folder not in self._names:
+            try:
+                self._names[folder] = set(os.listdir(folder or "."))
+            except OSError:
+                self._names[folder] = set()
+        return name in self._names[folder]
+
+
+def write_ground_truth(content: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write what is evaluated against: the file's objects, mended as for training.
+
+    pycocotools needs ``area`` and ``iscrowd``, which many files lack, and counts a box that nothing
+    can match as missed.
+
+    Args:
+        content: of :func:`read_coco`.
+        path: made or replaced as a whole.
+    """
+    images = {image["id"]: image for image in content["images"]}
+    annotations = []
+    for annotation in content["annotations"]:
+        image = images[annotation["image_id"]]
+        box = [float(x) for x in annotation["bbox"]]
+        if not all(map(math.isfinite, box)):
+            continue
+        box = _clip(box, BoxMode.XYWH_ABS, image["width"], image["height"])
+        if box is not None:
+            defaults = {"area": box[2] * box[3], "iscrowd": 0}
+            annotations.append({**defaults, **annotation, "bbox": box})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    complete = json.dumps({"info": {}, **content, "annotations": annotations}).encode()
+    write_whole(path, lambda file: file.write(complete))

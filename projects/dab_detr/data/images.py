@@ -1,0 +1,91 @@
+"""Images from files: upright, three channels of 8 bits, whatever kind of file it is."""
+
+import os
+
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(Exception):
+    """An image file that cannot be used; the message names it and says why."""
+
+
+def read_image(
+    path: str | os.PathLike, format: str = "RGB", size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Read an image as Detectron2's ``read_image`` does, but correct for every kind of file.
+
+    Detectron2 turns 16-bit greyscale white, and its pure-Python copy ignores the EXIF orientation.
+
+    Args:
+        path: greyscale (8 or 16 bits), palette, RGB, RGBA (the alpha is left out) or CMYK.
+        format: "RGB", "BGR" or another that Detectron2 knows.
+        size: (height, width) that the annotations were made for. Where it fits the pixels only as
+            they are stored, the annotations ignore the EXIF orientation, and so does this function.
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+
+    Raises:
+        UnreadableImage: if the file is missing, damaged, of an unknown kind or of another size.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file:
+            image = Image.open(file)
+            image.load()
+    # decoders stumble over damaged files in many ways
+    except Exception as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else _reason(error)
+        raise UnreadableImage(f"The image {path} cannot be read: {reason}.") from error
+    method = _UPRIGHT.get(_orientation(image))
+    turned = image.transpose(method) if method is not None else image
+    if size is not None and turned.size != (size[1], size[0]) == image.size:
+        turned = image
+    if size is not None and turned.size != (size[1], size[0]):
+        raise UnreadableImage(
+            f"The image {path} is {turned.size[0]} x {turned.size[1]} pixels, but its annotation "
+            f"says {size[1]} x {size[0]} (width x height)."
+        )
+    return convert_PIL_to_numpy(_eight_bits(turned, path), format)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    # a damaged EXIF block says nothing about the pixels
+    except Exception:
+        return 1
+
+
+def _eight_bits(image: Image.Image, path: str | os.PathLike) -> Image.Image:
+    """Bring 16 bits a pixel to 8; other kinds of image are left to Pillow's conversion."""
+    if image.mode == "F":
+        raise UnreadableImage(
+            f"The image {path} holds floating-point values, whose range is unknown; save it with "
+            "8 or 16 bits."
+        )
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableImage(
+            f"The image {path} holds values beyond 16 bits; save it with 8 or 16 bits."
+        )
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")

@@ -1,0 +1,230 @@
+"""What happens around the steps of a training: averages, evaluations, the best weights, the end."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dab_detr.checkpoint import Checkpointer
+from dab_detr.engine.interruption import Interruption, TrainingStopped
+
+
+class History(HookBase):
+    """Hands the recent values of all metrics from a stopped training to the one that goes on.
+
+    Printed and written values are medians over the last steps; without this the first of them after
+    a resume would differ. Has to be the first hook.
+
+    Args:
+        window: how many values of each metric are kept.
+    """
+
+    def __init__(self, window: int = 20):
+        self._window = window
+        self._restored: dict = {}
+
+    def before_train(self) -> None:
+        for name, (is_smoothed, values) in self._restored.items():
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(
+                    name, value, smoothing_hint=is_smoothed, cur_iter=iteration
+                )
+        self._restored = {}
+
+    def state_dict(self) -> dict:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:
+            return {}
+        hints = storage.smoothing_hints()
+        return {
+            name: (hints[name], [(v, int(i)) for v, i in history.values()[-self._window :]])
+            for name, history in storage.histories().items()
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self._restored = state
+
+
+class BackboneLearningRate(HookBase):
+    """Logs the backbone's learning rate; ``LRScheduler``, which comes after it, logs the other.
+
+    Args:
+        optimizer: some of whose groups may hold the backbone's parameters.
+        backbone: the module.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, backbone: nn.Module):
+        own = {id(parameter) for parameter in backbone.parameters()}
+        self._optimizer = optimizer
+        # loading a state replaces the groups, their order stays
+        self._indices = [
+            index
+            for index, group in enumerate(optimizer.param_groups)
+            if any(id(parameter) in own for parameter in group["params"])
+        ]
+
+    def after_step(self) -> None:
+        for index in self._indices[:1]:
+            rate = self._optimizer.param_groups[index]["lr"]
+            self.trainer.storage.put_scalar("lr_backbone", rate, smoothing_hint=False)
+
+
+class MovingAverage(HookBase):
+    """An exponential moving average of the weights, updated after each step.
+
+    Args:
+        model: not the wrapper of data parallelism.
+        decay: what is kept of the average at each update, in 0..1. Early in the training it is
+            lower, (1 + n) / (10 + n) at the n-th update, so that the start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}; it has to be in 0..1.")
+        self._source = model
+        self._decay = decay
+        self._average = AveragedModel(model, multi_avg_fn=self._mix, use_buffers=True)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the averaged weights."""
+        return self._average.module
+
+    def _mix(self, averaged: list, current: list, updates: torch.Tensor | int) -> None:
+        # the argument may lie on a GPU, which would have to be waited for
+        number = int(self._average.n_averaged)
+        decay = min(self._decay, (1 + number) / (10 + number))
+        get_ema_multi_avg_fn(decay)(averaged, current, updates)
+
+    def after_step(self) -> None:
+        self._average.update_parameters(self._source)
+
+    def state_dict(self) -> dict:
+        return self._average.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._average.load_state_dict(state)
+
+
+class Evaluation(EvalHook):
+    """Detectron2's hook, which also keeps the best weights and makes up for what a stop prevented.
+
+    Args:
+        period: in steps.
+        evaluate: is given the number of steps that were taken; returns results by task.
+        results_file: where ``evaluate`` leaves its results and their step.
+        interruption: a signal ends an evaluation at once.
+        keep_best: is called with the name of the task, e.g. "bbox", whose AP is higher than ever.
+        save: writes a checkpoint; is called when an evaluation after a step is ended.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[int], dict],
+        *,
+        results_file: Path,
+        interruption: Interruption,
+        keep_best: Callable[[str], None],
+        save: Callable[[], None],
+    ):
+        super().__init__(period, self._evaluate)
+        self._run = evaluate
+        self._results_file = results_file
+        self._interruption = interruption
+        self._keep_best = keep_best
+        self._save = save
+        self._best = -math.inf
+
+    def before_train(self) -> None:
+        """A checkpoint is written before the evaluation of its step; that may be still to do."""
+        step = self.trainer.start_iter
+        if step == 0 or step % self._period or step >= self.trainer.max_iter:
+            return
+        results = comm.all_gather(self._written_results(step))[0]
+        if results is None:
+            results = self._evaluate_at(step)
+        else:
+            self._compare(results)
+        self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        comm.synchronize()
+
+    def after_step(self) -> None:
+        try:
+            super().after_step()
+        except TrainingStopped:
+            self._save()
+            raise
+
+    def _written_results(self, step: int) -> dict | None:
+        """What the file holds, if it is of this step."""
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(self._results_file.read_text())
+            if content["step"] == step:
+                return _with_nan(content["results"])
+        return None
+
+    def _evaluate(self) -> dict:
+        return self._evaluate_at(min(self.trainer.iter + 1, self.trainer.max_iter))
+
+    def _evaluate_at(self, step: int) -> dict:
+        with self._interruption.at_once():
+            results = self._run(step)
+        self._compare(results)
+        return results
+
+    def _compare(self, results: dict) -> None:
+        for task, metrics in results.items():
+            precision = metrics.get("AP", math.nan)
+            # comparisons with NaN are false
+            if precision > self._best:
+                self._best = precision
+                self._keep_best(task)
+
+    def state_dict(self) -> dict:
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._best = state["best"]
+
+
+class StopOnSignal(HookBase):
+    """Saves and ends the training after the step during which a signal came. The last hook.
+
+    Args:
+        checkpointer: saves on the main worker.
+    """
+
+    def __init__(self, checkpointer: Checkpointer):
+        self._checkpointer = checkpointer
+
+    def after_step(self) -> None:
+        signum = self.trainer.stop_signal
+        if signum is None:
+            return
+        self.save()
+        # whoever started the workers may end all of them when the first one is gone
+        comm.synchronize()
+        raise TrainingStopped(signum)
+
+    def save(self) -> None:
+        """Write a checkpoint of the step that has just been taken."""
+        if comm.is_main_process():
+            iteration = self.trainer.iter
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+
+def _with_nan(value):
+    """JSON's null stands for the NaN of a metric that the data set does not have."""
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value

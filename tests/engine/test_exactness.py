@@ -1,0 +1,202 @@
+"""One batch gives one gradient, however it is divided: among micro-batches, processes, in time."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "data" / "exact_config.py"
+TRAIN = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
+TORCHRUN = [
+    sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2",
+    "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / "train_net.py"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment(datasets_root):
+    # processes that wait for each other should not also compete for the cores
+    return {**os.environ, "DETECTRON2_DATASETS": str(datasets_root), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def weights(environment, tmp_path_factory):
+    """A function that trains in a process of its own and returns the final checkpoint."""
+
+    def train(*arguments, program=TRAIN):
+        folder = tmp_path_factory.mktemp("run")
+        options = [x for x in arguments if x.startswith("-") or "=" not in x]
+        overrides = [x for x in arguments if x not in options]
+        command = [*program, "--config-file", str(CONFIG), *options, f"train.output_dir={folder}"]
+        result = subprocess.run(
+            [*command, *overrides], capture_output=True, text=True, env=environment
+        )
+        assert result.returncode == 0, result.stderr
+        return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def whole_batch(weights):
+    """Weights before, and after three steps of 16 images in one process."""
+    return weights("optimizer.lr=0.0"), weights()
+
+
+DIVISIONS = {
+    "4 micro-batches of 4": (["train.accumulate=4"], TRAIN),
+    "2 processes of 8": (["--num-gpus", "2", "--dist-url", "auto"], TRAIN),
+    "2 processes of torchrun, 2 micro-batches of 4 each": (["train.accumulate=2"], TORCHRUN),
+    "2 data workers": (["dataloader.train.num_workers=2"], TRAIN),
+}
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_a_divided_batch_moves_the_weights_as_the_whole_one(weights, whole_batch, division):
+    before, whole = whole_batch
+    arguments, program = DIVISIONS[division]
+    divided = weights(*arguments, program=program)
+    moved = 0
+    for name, start in before.items():
+        expected = whole[name] - start
+        scale = expected.norm()
+        # the last bits of the weights themselves
+        rounding = 1e-6 * start.norm()
+        assert (divided[name] - whole[name]).norm() <= 1e-5 * scale + rounding, name
+        moved += bool(scale > 100 * rounding)
+    assert moved > 50
+
+
+EXACT = [
+    "train.max_iter=12",
+    "train.checkpointer.period=2",
+    "train.eval_period=6",
+    "train.ema.enabled=True",
+    "train.amp.enabled=True",
+    "model.dropout=0.1",
+    "dataloader.train.num_workers=1",
+]
+WITHOUT_TIME = re.compile(r"time|seconds")
+
+
+class Run:
+    """A training in a process of its own that can be watched and killed."""
+
+    def __init__(self, folder, environment, *arguments):
+        self.folder = folder
+        command = [*TRAIN, "--config-file", str(CONFIG), *arguments]
+        self.process = subprocess.Popen(
+            [*command, f"train.output_dir={folder}", *EXACT],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        self.output = ""
+
+    def until(self, step):
+        """Read on until the step is reported; False if the training ended before."""
+        for line in self.process.stdout:
+            self.output += line
+            if f"step {step}/" in line:
+                return True
+        return False
+
+    def end(self):
+        self.output += self.process.stdout.read()
+        return self.process.wait()
+
+    def signal(self, signum):
+        self.process.send_signal(signum)
+        return self.end()
+
+
+@pytest.fixture(scope="module")
+def unstopped(environment, tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("unstopped"), environment)
+    assert run.end() == 0, run.output
+    return run.folder
+
+
+def assert_equal(first, second, path=""):
+    """Containers of tensors and numbers, bit for bit."""
+    assert type(first) is type(second), path
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            if not WITHOUT_TIME.search(str(key)):
+                assert_equal(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for index, pair in enumerate(zip(first, second)):
+            assert_equal(*pair, f"{path}/{index}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    else:
+        assert first == second or first != first, path
+
+
+def assert_same_training(folder, expected):
+    first, second = (torch.load(f / "model_final.pth") for f in (folder, expected))
+    assert {"optimizer", "grad_scaler", "hooks"} <= first["trainer"].keys()
+    assert {"MovingAverage", "Evaluation", "History"} <= first["trainer"]["hooks"].keys()
+    assert_equal(first, second)
+    records = []
+    for f in (folder, expected):
+        lines = [json.loads(x) for x in (f / "metrics.json").read_text().splitlines()]
+        lines = [x for x in lines if "total_loss" in x]
+        records.append([{k: v for k, v in x.items() if "bbox/" not in k} for x in lines])
+    assert [x["iteration"] for x in records[0]] == list(range(12))
+    assert_equal(*records)
+    results = [json.loads((f / "evaluation.json").read_text()) for f in (folder, expected)]
+    assert results[0] == results[1] and {"bbox", "bbox_ema"} <= results[0]["results"].keys()
+
+
+def test_a_training_killed_at_any_step_ends_as_if_it_had_not_been(
+    environment, unstopped, tmp_path
+):
+    seed = random.randrange(2**32)
+    print(f"seed of the steps: {seed}")
+    steps = sorted(random.Random(seed).sample(range(1, 12), 2))
+    for number, step in enumerate(steps):
+        run = Run(tmp_path, environment, *(["--resume"] if number else []))
+        assert run.until(step), run.output
+        # during this step's checkpoint or evaluation, or in one of the next steps
+        assert run.signal(signal.SIGKILL) == -signal.SIGKILL
+    run = Run(tmp_path, environment, "--resume")
+    assert run.end() == 0, run.output
+    assert_same_training(tmp_path, unstopped)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_a_signal_saves_and_says_how_to_go_on(environment, unstopped, tmp_path, signum):
+    run = Run(tmp_path, environment)
+    assert run.until(3), run.output
+    assert run.signal(signum) == 128 + signum
+    assert "Traceback" not in run.output
+    assert f"Stopped by {signum.name}. The training is saved in {tmp_path}" in run.output
+    last = (tmp_path / "last_checkpoint").read_text()
+    reached = max(map(int, re.findall(r"step (\d+)/", run.output)))
+    assert last == f"model_{reached - 1:07d}.pth"
+    run = Run(tmp_path, environment, "--resume")
+    assert run.end() == 0, run.output
+    assert f"Resuming after step {reached}." in run.output
+    assert_same_training(tmp_path, unstopped)
+
+
+def test_a_signal_to_the_launcher_reaches_its_processes(environment, tmp_path):
+    run = Run(tmp_path, environment, "--num-gpus", "2", "--dist-url", "auto")
+    assert run.until(3), run.output
+    assert run.signal(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert (tmp_path / "last_checkpoint").is_file()
+    run = Run(tmp_path, environment, "--num-gpus", "2", "--dist-url", "auto", "--resume")
+    assert run.end() == 0, run.output
+    assert "Resuming after step" in run.output

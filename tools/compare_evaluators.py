@@ -1,0 +1,197 @@
+#!/usr/bin/env python
+"""Evaluate boxes with pycocotools and faster-coco-eval: the same numbers, and how much sooner."""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from dab_detr.data.annotations import read_coco
+from dab_detr.engine.coco_evaluator import Comparison, compare_backends
+from dab_detr.errors import InputError
+
+# of numbers between 0 and 1; the rounding of float64 stays far below
+LIMIT = 1e-11
+_FIELDS = ("image_id", "category_id", "bbox", "score")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Ends with 0 if all numbers are equal, with 1 if not or if a file is wrong.",
+    )
+    parser.add_argument("annotations", nargs="?", metavar="ANNOTATIONS.json")
+    parser.add_argument("results", nargs="?", metavar="RESULTS.json")
+    parser.add_argument(
+        "--synthetic",
+        type=int,
+        metavar="IMAGES",
+        help="instead of files: a random set of 80 classes with 100 detections an image",
+    )
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="3 if not given")
+    args = parser.parse_args(arguments)
+    if (args.synthetic is None) == (args.results is None):
+        parser.error("give either ANNOTATIONS.json and RESULTS.json or --synthetic IMAGES.")
+    if args.repeat < 1 or (args.synthetic is not None and args.synthetic < 3):
+        parser.error("--repeat has to be at least 1 and --synthetic at least 3.")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            files = args.annotations, args.results
+            if args.synthetic is not None:
+                files = Path(folder, "annotations.json"), Path(folder, "results.json")
+                for path, content in zip(files, synthetic(args.synthetic)):
+                    path.write_text(json.dumps(content))
+            annotations = read_coco(files[0])
+            results = read_results(files[1], {image["id"] for image in annotations["images"]})
+        comparison = compare_backends(annotations, results, args.repeat)
+    except (InputError, ValueError) as error:
+        print(f"compare_evaluators.py: {error}", file=sys.stderr)
+        return 1
+    kind, difference = max(comparison.differences.items(), key=lambda item: item[1])
+    print(
+        f"{len(annotations['images'])} images, {len(annotations['categories'])} classes, "
+        f"{len(annotations['annotations'])} objects, {len(results)} detections: "
+        f"AP {100 * comparison.average_precision:.4f}, largest difference {difference:.1e}\n"
+        f"{_table(comparison)}"
+    )
+    if difference > LIMIT:
+        print(
+            f"compare_evaluators.py: The backends differ by {difference:.1e} in {kind}.",
+            file=sys.stderr,
+        )
+    return int(difference > LIMIT)
+
+
+def _table(comparison: Comparison) -> str:
+    medians = {backend: np.median(times) for backend, times in comparison.seconds.items()}
+    rows = [
+        [
+            backend,
+            f"{medians[backend]:.2f}",
+            f"{min(times):.2f} to {max(times):.2f}",
+            f"{medians['pycocotools'] / medians[backend]:.1f}",
+        ]
+        for backend, times in comparison.seconds.items()
+    ]
+    repeat = len(comparison.seconds["pycocotools"])
+    headers = ["backend", f"seconds, median of {repeat}", "least to most", "times as fast"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def read_results(path: str | Path, image_ids: set[int]) -> list[dict[str, Any]]:
+    """The detections of a COCO result file, with the fields that evaluating boxes needs."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The results {path} cannot be read as JSON ({error}).") from error
+    if not isinstance(content, list) or not content:
+        raise InputError(f"The results {path} are no list of detections.")
+    for index, entry in enumerate(content):
+        if not _is_detection(entry):
+            raise InputError(
+                f"Entry {index} of {path} is no detection: a whole image_id and category_id, four "
+                "numbers as bbox and a score are needed."
+            )
+        if entry["image_id"] not in image_ids:
+            raise InputError(
+                f"Entry {index} of {path} is of image {entry['image_id']}, which the annotations "
+                "do not have."
+            )
+    return [{field: entry[field] for field in _FIELDS} for entry in content]
+
+
+def _is_detection(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not entry.keys() >= set(_FIELDS):
+        return False
+    ids, box, score = (entry["image_id"], entry["category_id"]), entry["bbox"], entry["score"]
+    return (
+        all(isinstance(number, int) for number in ids)
+        and isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(number, int | float) for number in (*box, score))
+    )
+
+
+def synthetic(
+    images: int, *, classes: int = 80, detections: int = 100, seed: int = 0
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A random set somewhat like COCO's, and as awkward.
+
+    It has category ids with gaps, crowds, objects of all sizes, duplicate detections, equal scores,
+    images without objects and without detections, a class without objects (the last) and one
+    without detections (the first).
+
+    Args:
+        images: of 640x480 pixels and with 7 objects on average.
+        classes: at least 3.
+        detections: an image.
+
+    Returns:
+        Annotations and results, as in the files.
+    """
+    rng = np.random.default_rng(seed)
+    categories = np.cumsum(rng.integers(1, 4, classes)).tolist()
+    image_ids = np.cumsum(rng.integers(1, 200, images)).tolist()
+    annotations, results = [], []
+    for index, image_id in enumerate(image_ids):
+        count = 0 if index % 20 == 1 else 1 + rng.poisson(6)
+        boxes, labels = _boxes(rng, count), rng.integers(0, classes - 1, count)
+        for box, label, crowd in zip(boxes.tolist(), labels, rng.random(count) < 0.05):
+            annotations.append(
+                {
+                    "id": len(annotations) + (900_100_000_000 if crowd else 1),
+                    "image_id": image_id,
+                    "category_id": categories[label],
+                    "bbox": box,
+                    # an object's outline has less than its box
+                    "area": box[2] * box[3] * rng.uniform(0.4, 1),
+                    "iscrowd": int(crowd),
+                }
+            )
+        if index % 20 == 2:
+            continue
+        found, found_labels = _boxes(rng, detections), rng.integers(1, classes, detections)
+        scores = rng.beta(1, 6, detections)
+        if count:
+            # half of them are of an object, more or less
+            source = rng.integers(0, count, detections // 2)
+            near = np.arange(len(source))
+            blur = rng.choice([0.01, 0.05, 0.2], (len(source), 1)) * boxes[source][:, [2, 3, 2, 3]]
+            found[near] = np.abs(rng.normal(boxes[source], blur)).round(2)
+            found_labels[near] = np.maximum(labels[source], 1)
+            scores[near] = rng.beta(2, 3, len(source))
+        # the last ones repeat the first ones
+        copies = detections // 20
+        for row in (*range(detections - copies), *range(copies)):
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": categories[found_labels[row]],
+                    "bbox": found[row].tolist(),
+                    "score": round(float(scores[row]), 3),
+                }
+            )
+    content = {
+        "images": [
+            {"id": number, "file_name": f"{number:012}.jpg", "width": 640, "height": 480}
+            for number in image_ids
+        ],
+        "categories": [{"id": number, "name": f"class {number}"} for number in categories],
+        "annotations": annotations,
+    }
+    return content, results
+
+
+def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Boxes (count, 4), xywh in pixels, with sides of 8 to 400 pixels."""
+    sides = np.exp(rng.uniform(np.log(8), np.log(400), (count, 2)))
+    return np.concatenate((rng.random((count, 2)) * ((640, 480) - sides), sides), axis=1).round(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
