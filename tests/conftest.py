@@ -1,13 +1,16 @@
 """What several test modules share: small models and a small data set."""
 
 import importlib.util
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from dab_detr.data.shapes import ShapesSpec, register_shapes
 from dab_detr.modeling import DABDETR, DABTransformer
@@ -99,15 +102,63 @@ def datasets_root(tmp_path_factory):
 
 
 @pytest.fixture
-def tiny_shapes(datasets_root, monkeypatch):
+def tiny_shapes(datasets_root, monkeypatch, forget_tiny):
     """Registers ``tiny_train`` (32 images) and ``tiny_val`` (8 images) of 64 pixels."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
-    names = ("tiny_train", "tiny_val")
     register_shapes("tiny", ShapesSpec(num_train=32, num_val=8, size=64, max_objects=3))
-    yield names
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return "tiny_train", "tiny_val"
+
+
+@pytest.fixture
+def forget_tiny():
+    """A function that lets the tiny config be loaded again; what it registered goes at the end."""
+
+    def forget():
+        for name in ("tiny_train", "tiny_val"):
+            if name in DatasetCatalog:
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """A function that writes ``<part>.json`` and images of 64 x 48 pixels into ``<part>/``.
+
+    It is given a function that changes the content before it is written, and returns the folder of
+    images and the file, as the command line takes them.
+    """
+
+    def write(part, change=None):
+        folder = tmp_path / part
+        folder.mkdir(exist_ok=True)
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in (1, 2, 3, 4)
+            ],
+            # the third has two boxes, the fourth none
+            "annotations": [
+                {"id": 10 + i, "image_id": image, "category_id": 5, "bbox": [8 * i, 5, 16, 12]}
+                for i, image in enumerate((1, 2, 3, 3))
+            ],
+            "categories": [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}],
+        }
+        for image in content["images"]:
+            pixels = np.random.RandomState(image["id"]).randint(0, 256, (48, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / image["file_name"])
+        if change is not None:
+            content = change(content) or content
+        file = tmp_path / f"{part}.json"
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(folder), str(file)
+
+    yield write
+    for name in ("own_train", "own_val"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
 
 
 @pytest.fixture

@@ -35,13 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="3 if not given")
     args = parser.parse_args(arguments)
-    if (args.synthetic is None) == (args.results is None):
+    given = [path for path in (args.annotations, args.results) if path is not None]
+    if len(given) != (2 if args.synthetic is None else 0):
         parser.error("give either ANNOTATIONS.json and RESULTS.json or --synthetic IMAGES.")
     if args.repeat < 1 or (args.synthetic is not None and args.synthetic < 3):
         parser.error("--repeat has to be at least 1 and --synthetic at least 3.")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            files = args.annotations, args.results
+            files = given
             if args.synthetic is not None:
                 files = Path(folder, "annotations.json"), Path(folder, "results.json")
                 for path, content in zip(files, synthetic(args.synthetic)):

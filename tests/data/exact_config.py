@@ -1,6 +1,6 @@
 """A config for tests that compare weights: nothing in it depends on how a batch is divided.
 
-No batch norm that learns, images of one size, and plain SGD: the change of the weights is the sum of
+No batch norm that learns, images of one size, plain SGD: the change of the weights is the sum of
 the gradients.
 """
 

@@ -148,7 +148,7 @@ def test_all_numbers_are_those_of_pycocotools(evaluate, data, backend, max_dets)
     last = annotations["categories"][-1]["name"]
     assert [name for name, value in wanted.items() if math.isnan(value)] == [f"AP-{last}"]
     if max_dets == 12:
-        assert abs(wanted["AP"] - expected(annotations, results)["AP"]) > 0.1
+        assert abs(wanted["AP"] - expected(annotations, results)["AP"]) > 1e-3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -157,7 +157,7 @@ def test_some_of_the_images_can_be_evaluated(evaluate, data, backend):
     some = [image["id"] for image in annotations["images"][10:30]]
     actual = evaluate(annotations, results, backend=backend, img_ids=some)
     assert_same(actual["bbox"], expected(annotations, results, some))
-    assert abs(actual["bbox"]["AP"] - expected(annotations, results)["AP"]) > 0.1
+    assert abs(actual["bbox"]["AP"] - expected(annotations, results)["AP"]) > 1e-3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -328,7 +328,7 @@ def test_the_tool_refuses_wrong_results(tool, tmp_path, capsys, case):
 def test_the_tool_refuses_wrong_annotations_and_usage(tool, tmp_path, capsys):
     assert tool.main([str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 1
     assert "none.json" in capsys.readouterr().err
-    for arguments in ([], ["one.json"], ["--synthetic", "1"], ["a", "b", "--synthetic", "9"]):
+    for arguments in ([], ["one.json"], ["--synthetic", "1"], ["a", "--synthetic", "9"]):
         with pytest.raises(SystemExit) as ending:
             tool.main(arguments)
         assert ending.value.code == 2

@@ -160,9 +160,7 @@ def assert_same_training(folder, expected):
     assert results[0] == results[1] and {"bbox", "bbox_ema"} <= results[0]["results"].keys()
 
 
-def test_a_training_killed_at_any_step_ends_as_if_it_had_not_been(
-    environment, unstopped, tmp_path
-):
+def test_a_training_killed_at_any_step_ends_as_if_it_had_not_been(environment, unstopped, tmp_path):
     seed = random.randrange(2**32)
     print(f"seed of the steps: {seed}")
     steps = sorted(random.Random(seed).sample(range(1, 12), 2))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dab_detr.engine.main import main
 
@@ -34,22 +33,15 @@ def run(datasets_root):
 
 
 @pytest.fixture
-def in_process(datasets_root, monkeypatch):
+def in_process(datasets_root, monkeypatch, forget_tiny):
     """Runs the same without a new process: quicker, for what fails early. Returns the exit code."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
 
     def call(*arguments):
-        forget()
+        forget_tiny()
         return main(arguments)
 
-    def forget():
-        for name in ("tiny_train", "tiny_val"):
-            if name in DatasetCatalog:
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
-
-    yield call
-    forget()
+    return call
 
 
 @pytest.fixture(scope="module")

@@ -21,22 +21,15 @@ CONFIG = Path(__file__).parents[1] / "data" / "tiny_config.py"
 
 
 @pytest.fixture
-def config(datasets_root, monkeypatch, tmp_path):
+def config(datasets_root, monkeypatch, tmp_path, forget_tiny):
     """A function that loads the tiny config with overrides."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
 
     def load(*overrides):
-        forget()
+        forget_tiny()
         return get_config(CONFIG, [f"train.output_dir={tmp_path}", *overrides])
 
-    def forget():
-        for name in ("tiny_train", "tiny_val"):
-            if name in DatasetCatalog:
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
-
-    yield load
-    forget()
+    return load
 
 
 def run(cfg, resume=False):

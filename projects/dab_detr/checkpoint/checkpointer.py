@@ -116,7 +116,11 @@ class Checkpointer(DetectionCheckpointer):
             checkpoint = self._load_file(path)
             self._load_model(checkpoint)
             return checkpoint
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            # Detectron2 leaves it set when a file is refused, and then takes no other
+            self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch.load does not look at the checksums that torch.save writes
+                damaged = archive.testzip()
+                if damaged is not None:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
         # the published checkpoints keep their command line, a Namespace, beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

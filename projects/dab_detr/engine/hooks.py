@@ -155,7 +155,9 @@ class Evaluation(EvalHook):
             results = self._evaluate_at(step)
         else:
             self._compare(results)
-        self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        self.trainer.storage.put_scalars(
+            **flatten_results_dict(results), smoothing_hint=False, cur_iter=step - 1
+        )
         comm.synchronize()
 
     def after_step(self) -> None:

@@ -17,12 +17,14 @@ from torch import nn
 
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.config import config_file, get_config
+from dab_detr.engine.coco_evaluator import find_cocoeval
 from dab_detr.engine.datasets import check_datasets, dataset_names, use_own_data
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
+from dab_detr.engine.loader import build
 from dab_detr.engine.processes import joined_workers, signals_for_children
 from dab_detr.engine.trainer import AMP_DTYPES
-from dab_detr.engine.training import build, train
+from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 from dab_detr.visualization.curves import draw_curves
 from dab_detr.visualization.predictions import draw_predictions
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # what follows opens the file itself, also from another process
         args.config_file = config_file(args.config_file)
-        cfg = _config(args)
+        cfg = config_of(args)
         _check(cfg, args)
         if args.num_gpus * args.num_machines == 1:
             with joined_workers(_device(cfg)):
@@ -87,6 +89,12 @@ def argument_parser() -> argparse.ArgumentParser:
     """The options of ``train_net.py``: those of Detectron2's programs, and one's own data."""
     parser = default_argument_parser(epilog=_EPILOG)
     parser.description = "Train or evaluate DAB-DETR from a LazyConfig file."
+    data_arguments(parser)
+    return parser
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--train-data`` and ``--val-data``, for which :func:`config_of` looks."""
     for option, use in (("--train-data", "train on"), ("--val-data", "evaluate on")):
         parser.add_argument(
             option,
@@ -94,10 +102,9 @@ def argument_parser() -> argparse.ArgumentParser:
             metavar=("IMAGES_DIR", "ANN.json"),
             help=f"{use} these images with annotations in COCO's format",
         )
-    return parser
 
 
-def _config(args: argparse.Namespace) -> DictConfig:
+def config_of(args: argparse.Namespace) -> DictConfig:
     """The config with its overrides and the data of the command line, which are registered."""
     cfg = get_config(args.config_file, args.opts)
     if "train" in cfg:
@@ -139,6 +146,12 @@ def _check(cfg: DictConfig, args: argparse.Namespace) -> None:
         raise InputError(
             f"train.amp.dtype is {cfg.train.amp.dtype!r}; choose one of {', '.join(AMP_DTYPES)}."
         )
+    backend = cfg.dataloader.evaluator.get("backend")
+    if backend is not None:
+        try:
+            find_cocoeval(backend)
+        except ValueError as error:
+            raise InputError(f"dataloader.evaluator.backend: {error}") from error
     if not args.eval_only:
         workers = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
         _check_length(cfg, workers)
@@ -216,7 +229,7 @@ def _device(cfg: DictConfig) -> torch.device:
 
 def _run_process(args: argparse.Namespace) -> None:
     """One of several processes: it loads the config itself, with the data sets it registers."""
-    code = _run_worker(args, _config(args))
+    code = _run_worker(args, config_of(args))
     if code:
         sys.exit(code)
 

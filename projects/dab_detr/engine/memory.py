@@ -43,7 +43,8 @@ def _blocks(backbone: nn.Module) -> set[nn.Module]:
         if isinstance(module, (ViT, MViT)):
             return set(module.blocks)
         if isinstance(module, SwinTransformer):
-            return {block for layer in module.layers for block in layer.blocks}
+            # its blocks are told their size by attributes, so the stages are taken
+            return set(module.layers)
     blocks = {module for module in backbone.modules() if isinstance(module, CNNBlockBase)}
     return blocks or {backbone}
 

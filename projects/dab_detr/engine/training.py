@@ -1,14 +1,10 @@
 """A whole training: everything that a config describes, put together on Detectron2's hooks."""
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetFromList
-from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -17,7 +13,7 @@ from torch import nn
 
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.checkpoint.writing import write_state
-from dab_detr.data.stream import PositionSampler, SampleStream, UnreadableImages, seeded
+from dab_detr.data.stream import UnreadableImages
 from dab_detr.engine.datasets import (
     check_classes,
     check_test_records,
@@ -33,34 +29,18 @@ from dab_detr.engine.hooks import (
     StopOnSignal,
 )
 from dab_detr.engine.interruption import Interruption
+from dab_detr.engine.loader import build, build_train_loader
 from dab_detr.engine.memory import checkpoint_activations
 from dab_detr.engine.nonfinite import NonFiniteSteps
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
-from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter
+from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
 from dab_detr.errors import InputError
 from dab_detr.visualization.predictions import predictions
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
-
-
-def build(cfg: DictConfig, section: str) -> Any:
-    """Instantiate a section of a config, e.g. ``model`` or ``dataloader.train``.
-
-    Raises:
-        InputError: if the section's values do not make sense to what they are for.
-    """
-    node = cfg
-    for part in section.split("."):
-        node = node[part]
-    try:
-        return instantiate(node)
-    except (TypeError, ValueError, AssertionError, LookupError) as error:
-        # an exception of a look-up says no more than the key
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"The config's section {section} does not work: {reason}") from error
 
 
 def train(
@@ -171,8 +151,9 @@ def train(
     start_iter = _load(cfg, checkpointer, trainer, resume=resume)
     if start_iter:
         # the oldest first; without this, checkpoints from before the stop would stay for ever
-        periodic.recent_checkpoints = checkpointer.checkpoints()[::-1]
-    loader = _build_loader(cfg, records, seed, start_iter)
+        before = checkpointer.checkpoints()[::-1]
+        periodic.recent_checkpoints = [x for x in before if not x.endswith("_final.pth")]
+    loader = build_train_loader(cfg, records, seed, start_iter)
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():
         writers = [
@@ -181,7 +162,7 @@ def train(
             TensorBoardWriter(folder, start_iter),
             *(instantiate(writer) for writer in cfg.train.writers),
         ]
-        trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+        trainer.register_hooks([Writers(writers, period=cfg.train.log_period)])
     trainer.register_hooks([stop])
     logger.info(
         f"Training for {max_iter} steps of {batch_size} images "
@@ -206,38 +187,6 @@ def _scale_learning_rate(cfg: DictConfig) -> None:
             f"train.auto_scale_lr: optimizer.lr is {cfg.optimizer.lr:.3g} instead of {before:.3g}, "
             f"for batches of {batch_size} instead of {scaling.base_batch_size} images."
         )
-
-
-def _build_loader(cfg: DictConfig, records: list[dict], seed: int, start_iter: int) -> Iterable:
-    """Batches from step ``start_iter`` on, the same whether or not the training was stopped there.
-
-    The config's dataset, mapper and sampler are put into a :class:`SampleStream`; the rest of
-    ``dataloader.train`` is built as it stands.
-    """
-    node = cfg.dataloader.train
-    if "mapper" not in node:
-        raise InputError("The config's dataloader.train has no mapper.")
-    if start_iter and node.get("aspect_ratio_grouping"):
-        logger.warning(
-            "With dataloader.train.aspect_ratio_grouping=True a resumed training sees the images "
-            "in another order than one that was not stopped."
-        )
-    # a sampler may refer to the data set
-    node.dataset = DatasetFromList(records, copy=False)
-    with seeded(seed):
-        sampler = build(cfg, "dataloader.train.sampler") if node.get("sampler") else None
-    sampler = sampler or TrainingSampler(len(records), seed=seed)
-    samples = start_iter * node.total_batch_size // comm.get_world_size()
-    node.dataset = SampleStream(
-        node.dataset,
-        build(cfg, "dataloader.train.mapper"),
-        seed=seed,
-        max_unreadable=cfg.train.max_unreadable_images,
-    )
-    node.mapper = None
-    node.sampler = PositionSampler(sampler, samples)
-    node.total_batch_size //= cfg.train.accumulate
-    return build(cfg, "dataloader.train")
 
 
 def _show_predictions(cfg: DictConfig, model: nn.Module, storage: EventStorage) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import (
     EventWriter,
     JSONWriter,
@@ -15,24 +16,38 @@ from detectron2.utils.events import (
 from dab_detr.files import write_whole
 
 
+class Writers(PeriodicWriter):
+    """``PeriodicWriter``, which begins a resumed training with the step before it.
+
+    That step may not have been written when the training was killed, or without the evaluation
+    that is only now made up for; its metrics are in the checkpoint (:class:`History`).
+    """
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter:
+            for writer in self._writers:
+                if isinstance(writer, MetricsWriter | TensorBoardWriter):
+                    writer.write()
+
+
 class MetricsWriter(JSONWriter):
     """``JSONWriter``, whose file goes on where a resumed training does.
 
     Args:
-        path: records of steps that are taken again are removed from it.
-        start_iter: the first iteration that is to come.
+        path: records of steps that are written again are removed from it.
+        start_iter: the first iteration that is to come; the one before it is written again.
     """
 
     def __init__(self, path: str | os.PathLike, start_iter: int):
         if start_iter and os.path.exists(path):
             lines = Path(path).read_text().splitlines()
-            kept = "".join(line + "\n" for line in lines if _is_before(line, start_iter))
+            kept = "".join(line + "\n" for line in lines if _remains(line, start_iter))
             write_whole(path, lambda file: file.write(kept.encode()))
         super().__init__(os.fspath(path))
-        self._last_write = start_iter - 1
+        self._last_write = start_iter - 2
 
 
-def _is_before(line: str, start_iter: int) -> bool:
+def _remains(line: str, start_iter: int) -> bool:
     try:
         record = json.loads(line)
     except ValueError:
@@ -40,15 +55,16 @@ def _is_before(line: str, start_iter: int) -> bool:
         return False
     iteration = record.get("iteration", -1)
     # the evaluation at the end of a training is dated one step later than its last loss
-    return iteration < start_iter or (iteration == start_iter and "total_loss" not in record)
+    at_end = iteration == start_iter and "total_loss" not in record
+    return iteration < start_iter - 1 or at_end
 
 
 class TensorBoardWriter(TensorboardXWriter):
     """``TensorboardXWriter``, whose curves go on where a resumed training does."""
 
     def __init__(self, folder: str | os.PathLike, start_iter: int):
-        super().__init__(os.fspath(folder), purge_step=start_iter or None)
-        self._last_write = start_iter - 1
+        super().__init__(os.fspath(folder), purge_step=start_iter - 1 if start_iter else None)
+        self._last_write = start_iter - 2
 
 
 class CSVWriter(EventWriter):

@@ -1,0 +1,67 @@
+"""Building what a config describes, above all the batches of a training."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from omegaconf import DictConfig
+
+from dab_detr.data.stream import PositionSampler, SampleStream, seeded
+from dab_detr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def build(cfg: DictConfig, section: str) -> Any:
+    """Instantiate a section of a config, e.g. ``model`` or ``dataloader.train``.
+
+    Raises:
+        InputError: if the section's values do not make sense to what they are for.
+    """
+    node = cfg
+    for part in section.split("."):
+        node = node[part]
+    try:
+        return instantiate(node)
+    except (TypeError, ValueError, AssertionError, LookupError) as error:
+        # an exception of a look-up says no more than the key
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"The config's section {section} does not work: {reason}") from error
+
+
+def build_train_loader(
+    cfg: DictConfig, records: list[dict], seed: int, start_iter: int
+) -> Iterable[list[dict]]:
+    """Batches from step ``start_iter`` on, the same whether or not the training was stopped there.
+
+    The config's dataset, mapper and sampler are put into a :class:`SampleStream`; the rest of
+    ``dataloader.train`` is built as it stands.
+    """
+    node = cfg.dataloader.train
+    if "mapper" not in node:
+        raise InputError("The config's dataloader.train has no mapper.")
+    if start_iter and node.get("aspect_ratio_grouping"):
+        logger.warning(
+            "With dataloader.train.aspect_ratio_grouping=True a resumed training sees the images "
+            "in another order than one that was not stopped."
+        )
+    # a sampler may refer to the data set
+    node.dataset = DatasetFromList(records, copy=False)
+    with seeded(seed):
+        sampler = build(cfg, "dataloader.train.sampler") if node.get("sampler") else None
+    sampler = sampler or TrainingSampler(len(records), seed=seed)
+    samples = start_iter * node.total_batch_size // comm.get_world_size()
+    node.dataset = SampleStream(
+        node.dataset,
+        build(cfg, "dataloader.train.mapper"),
+        seed=seed,
+        max_unreadable=cfg.train.max_unreadable_images,
+    )
+    node.mapper = None
+    node.sampler = PositionSampler(sampler, samples)
+    node.total_batch_size //= cfg.train.accumulate
+    return build(cfg, "dataloader.train")

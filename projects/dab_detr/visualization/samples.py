@@ -1,0 +1,64 @@
+"""Training samples as pictures, just as the model gets them."""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.utils.visualizer import Visualizer
+from omegaconf import DictConfig
+from PIL import Image
+
+from dab_detr.data.stream import UnreadableImages
+from dab_detr.engine.datasets import check_datasets, dataset_names, prepare_training_records
+from dab_detr.engine.loader import build, build_train_loader
+
+# Images smaller than this are enlarged, so that labels do not cover what they name.
+_LEAST_SIDE = 480
+
+
+def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> list[Path]:
+    """Write the first images of a training, after augmentation, with their boxes and classes.
+
+    Args:
+        cfg: a whole config; a training with the same ``train.seed`` sees the same.
+        folder: made if missing.
+        count: number of images.
+
+    Returns:
+        The PNG files, in the order of the training.
+
+    Raises:
+        InputError: for data that do not fit.
+    """
+    check_datasets(cfg, ("train",))
+    limit = cfg.train.max_unreadable_images
+    name = dataset_names(cfg, "train")[0]
+    records = build(cfg, "dataloader.train.dataset")
+    records = prepare_training_records(records, max_missing=limit)
+    image_format = cfg.dataloader.train.mapper.image_format
+    cfg.dataloader.train.num_workers = 0
+    loader = build_train_loader(cfg, records, max(cfg.train.seed, 0), 0)
+    metadata = MetadataCatalog.get(name)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, sample in enumerate(islice(_samples(UnreadableImages(loader, limit)), count)):
+        image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
+        scale = max(1.0, _LEAST_SIDE / min(image.shape[:2]))
+        visualizer = Visualizer(image, metadata, scale)
+        objects = sample["instances"]
+        visualizer.overlay_instances(
+            boxes=objects.gt_boxes,
+            labels=[metadata.thing_classes[index] for index in objects.gt_classes],
+        )
+        file = Path(folder) / f"{number:04d}_{Path(sample['file_name']).stem}.png"
+        Image.fromarray(visualizer.get_output().get_image()).save(file)
+        files.append(file)
+    return files
+
+
+def _samples(loader: UnreadableImages) -> Iterator[dict]:
+    for batch in loader:
+        yield from batch

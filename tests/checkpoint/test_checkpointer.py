@@ -1,0 +1,131 @@
+"""Checkpoints of a training survive a process that is killed, and a disk that lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dab_detr.checkpoint import Checkpointer
+from dab_detr.errors import InputError
+
+
+class Counter:
+    """Something to save beside the model."""
+
+    def __init__(self):
+        self.value = 0
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Three checkpoints, one a second later than the other, and what made them."""
+    model, counter = nn.Linear(100, 100), Counter()
+    checkpointer = Checkpointer(model, str(tmp_path), complete=True, counter=counter)
+    for number in (1, 2, 3):
+        counter.value = number
+        checkpointer.save(f"model_{number:07d}", iteration=number)
+        os.utime(tmp_path / f"model_{number:07d}.pth", (number, number))
+    return checkpointer, counter
+
+
+def resumed(saved):
+    checkpointer, counter = saved
+    counter.value = 0
+    path = checkpointer.resume()
+    assert Path(path).name == f"model_{counter.value:07d}.pth"
+    return counter.value
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    # in the middle of the weights
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def test_the_last_checkpoint_is_resumed(saved):
+    assert resumed(saved) == 3
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, tmp_path, damage, caplog):
+    damage(tmp_path / "model_0000003.pth")
+    assert resumed(saved) == 2
+    assert "model_0000003.pth cannot be read" in caplog.text
+    assert "Trying the checkpoint before it" in caplog.text
+    damage(tmp_path / "model_0000002.pth")
+    assert resumed(saved) == 1
+    damage(tmp_path / "model_0000001.pth")
+    with pytest.raises(InputError, match="No checkpoint in .* can be read"):
+        resumed(saved)
+
+
+def test_a_missing_mark_does_not_matter(saved, tmp_path):
+    (tmp_path / "last_checkpoint").unlink()
+    assert resumed(saved) == 3
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    assert resumed(saved) == 3
+
+
+def test_a_training_may_be_started_anew_in_the_folder_of_an_older_one(saved, tmp_path):
+    saved[1].value = 0
+    saved[0].save("model_0000000", iteration=0)
+    assert resumed(saved) == 0
+    cut(tmp_path / "model_0000000.pth")
+    assert resumed(saved) == 3
+
+
+@pytest.mark.parametrize("moment", ["half written", "not yet renamed"])
+def test_a_kill_during_the_writing_loses_nothing(saved, tmp_path, monkeypatch, moment):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    def write_half(content, file):
+        file.write(b"half")
+        die()
+
+    checkpointer, _ = saved
+    with monkeypatch.context() as patch:
+        if moment == "half written":
+            patch.setattr("dab_detr.checkpoint.checkpointer.torch.save", write_half)
+        else:
+            patch.setattr("dab_detr.files.os.replace", die)
+        # a killed process cleans nothing up either
+        patch.setattr("dab_detr.files.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            checkpointer.save("model_0000003", iteration=4)
+    assert list(tmp_path.glob(".model_0000003*"))
+    assert resumed(saved) == 3
+    checkpointer.save("model_0000003", iteration=4)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_another_model_is_no_damage(saved, tmp_path):
+    checkpointer = Checkpointer(nn.Linear(100, 50), str(tmp_path), complete=True)
+    with pytest.raises(InputError, match="does not fit"):
+        checkpointer.resume()
+
+
+def test_the_best_weights_are_no_place_to_go_on_from(saved, tmp_path):
+    torch.save({"model": nn.Linear(100, 100).state_dict()}, tmp_path / "model_best.pth")
+    assert resumed(saved) == 3
+    assert len(saved[0].checkpoints()) == 3

@@ -1,0 +1,174 @@
+"""Averages, evaluations, learning rates and writers, in short real trainings."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from detectron2.config import LazyCall, instantiate
+from detectron2.engine import default_setup
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from dab_detr.config import get_config
+from dab_detr.engine import training
+from dab_detr.engine.hooks import MovingAverage
+from dab_detr.engine.training import train
+from dab_detr.engine.writers import CSVWriter
+from dab_detr.errors import InputError
+
+CONFIG = "tests/data/own_config.py"
+
+
+@pytest.fixture
+def config(datasets_root, monkeypatch, tmp_path, forget_tiny, pytestconfig):
+    """A function that loads the config with overrides."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
+
+    def load(*overrides):
+        forget_tiny()
+        path = pytestconfig.rootpath / CONFIG
+        return get_config(path, [f"train.output_dir={tmp_path}", *overrides])
+
+    return load
+
+
+def run(cfg, resume=False):
+    default_setup(cfg, None)
+    model = instantiate(cfg.model)
+    return train(cfg, model, torch.device("cpu"), resume=resume), model
+
+
+def test_the_average_follows_its_formula():
+    model = nn.Linear(2, 1, bias=False)
+    model.register_buffer("count", torch.tensor(0))
+    hook = MovingAverage(model, decay=0.3)
+    expected = None
+    for number, value in enumerate((1.0, 5.0, -3.0, 8.0, 2.0)):
+        nn.init.constant_(model.weight, value)
+        model.count += 1
+        hook.after_step()
+        decay = min(0.3, (1 + number) / (10 + number))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert hook.model.weight[0].tolist() == pytest.approx([expected] * 2, rel=1e-6)
+    other = MovingAverage(nn.Linear(2, 1, bias=False), decay=0.3)
+    other._average.module.register_buffer("count", torch.tensor(0))
+    other.load_state_dict(hook.state_dict())
+    assert torch.equal(other.model.weight, hook.model.weight)
+    assert torch.equal(model.weight, torch.full((1, 2), 2.0))
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, 2])
+def test_an_impossible_decay_is_refused(config, decay):
+    with pytest.raises(InputError, match=f"decay is {decay}"):
+        run(config("train.ema.enabled=True", f"train.ema.decay={decay}"))
+
+
+def test_the_best_weights_are_kept(config, tmp_path, monkeypatch):
+    """Evaluations are made up; the third of four is the best, and comes from the average."""
+    points = iter(
+        [(10.0, 9.0), (math.nan, 12.0), (20.0, 21.0), (20.5, 20.6)],
+    )
+    kept = {}
+
+    def evaluate(cfg, model, *, step, averaged):
+        kept[step] = {k: v.clone() for k, v in averaged.state_dict().items()}
+        raw, mean = next(points)
+        return {"bbox": {"AP": raw}, "bbox_ema": {"AP": mean}}
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    overrides = ["train.max_iter=4", "train.eval_period=1", "train.ema.enabled=True"]
+    run(config(*overrides, "train.checkpointer.period=3"))
+    assert sorted(kept) == [1, 2, 3, 4]
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)["model"]
+    assert all(torch.equal(best[name], value) for name, value in kept[3].items())
+    assert any(not torch.equal(best[name], value) for name, value in kept[4].items())
+
+    # a resumed training knows what there was
+    before = (tmp_path / "model_best.pth").read_bytes()
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    points = iter([(20.9, 20.8), (20.7, 1.0)])
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    (tmp_path / "evaluation.json").write_text(
+        json.dumps({"step": 3, "results": {"bbox": {"AP": 20.0}, "bbox_ema": {"AP": 21.0}}})
+    )
+    run(config(*overrides), resume=True)
+    assert (tmp_path / "model_best.pth").read_bytes() == before
+
+
+def test_everything_is_written_for_tensorboard(config, tmp_path):
+    run(
+        config(
+            "train.max_iter=3", "train.eval_period=2", "train.pictures.tensorboard=2",
+            "optimizer.params.lr_factor_func.factor=0.1",
+        )
+    )  # fmt: skip
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
+    events.Reload()
+    names = events.Tags()["scalars"]
+    layers = [f"loss_{x}{layer}" for x in ("class", "bbox", "giou") for layer in ("", "_0")]
+    assert {*layers, "total_loss", "lr", "lr_backbone", "grad_norm", "bbox/AP"} <= set(names)
+    assert events.Scalars("lr_backbone")[-1].value == pytest.approx(
+        0.1 * events.Scalars("lr")[-1].value
+    )
+    pictures = [name for name in events.Tags()["images"] if name.startswith("validation/")]
+    assert len(pictures) == 2
+    assert [image.step for image in events.Images(pictures[0])] == [1, 3]
+
+
+def test_further_writers_are_those_of_detectron2(config, tmp_path):
+    cfg = config("train.max_iter=3")
+    cfg.train.writers = [LazyCall(CSVWriter)(path=str(tmp_path / "logs" / "metrics.csv"))]
+    run(cfg)
+    with open(tmp_path / "logs" / "metrics.csv") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["iteration", "name", "value"]
+    losses = {int(i): float(v) for i, name, v in rows[1:] if name == "total_loss"}
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert losses == {x["iteration"]: x["total_loss"] for x in lines if "total_loss" in x}
+    assert len({(i, name) for i, name, _ in rows}) == len(rows)
+
+
+def test_the_learning_rate_follows_the_batch_only_when_asked(config, tmp_path, caplog):
+    def rate(*overrides):
+        cfg = config("train.max_iter=1", "optimizer.lr=0.001", *overrides)
+        run(cfg)
+        return cfg.optimizer.lr
+
+    caplog.set_level("INFO")
+    assert rate() == 0.001
+    assert "auto_scale_lr" not in caplog.text
+    assert rate("train.auto_scale_lr.enabled=True") == pytest.approx(0.001 * 4 / 16)
+    assert "optimizer.lr is 0.00025 instead of 0.001" in caplog.text
+
+
+def test_old_checkpoints_go_also_after_a_resume(config, tmp_path):
+    overrides = ["train.checkpointer.period=1", "train.checkpointer.max_to_keep=2"]
+    run(config("train.max_iter=3", *overrides))
+    run(config("train.max_iter=6", *overrides), resume=True)
+    kept = sorted(path.name for path in tmp_path.glob("model_00*.pth"))
+    assert kept == ["model_0000004.pth", "model_0000005.pth"]
+
+
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(config, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    real = training.evaluate
+
+    def die(*_, **__):
+        raise Killed
+
+    overrides = ["train.max_iter=4", "train.eval_period=2", "train.checkpointer.period=2"]
+    monkeypatch.setattr(training, "evaluate", die)
+    with pytest.raises(Killed):
+        run(config(*overrides))
+    steps = []
+    monkeypatch.setattr(
+        training, "evaluate", lambda *a, step, **k: steps.append(step) or real(*a, step=step, **k)
+    )
+    run(config(*overrides), resume=True)
+    assert steps == [2, 4]
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [x["iteration"] for x in lines if "bbox/AP" in x] == [1, 4]
