@@ -64,7 +64,7 @@ def _detectron2() -> str:
         return f"found, but its import fails with {type(error).__name__}: {error}"
     folder = Path(detectron2.__file__).parent
     if "geowatch_tpl" in folder.parts:
-        kind = "pure-Python copy (from geowatch; ignores EXIF orientation)"
+        kind = "pure-Python copy (from geowatch)"
     else:
         kind = "official"
     compiled = importlib.util.find_spec("detectron2._C") is not None

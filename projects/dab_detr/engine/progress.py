@@ -2,6 +2,8 @@
 
 import datetime
 import logging
+import resource
+import sys
 
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -49,9 +51,17 @@ class ProgressPrinter(EventWriter):
         if seconds:
             parts.append(f"{self._batch_size / seconds:.3g} images/s")
             parts.append(f"data wait {100 * min(1.0, recent('data_time') / seconds):.0f} %")
-        if torch.cuda.is_available():
-            parts.append(f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
+        parts.append(f"{_most_memory() / 2**20:.0f} MB")
         if seconds:
             left = seconds * (self._max_iter - step)
             parts.append(f"ETA {datetime.timedelta(seconds=int(left))}")
         self._logger.info(" | ".join(parts))
+
+
+def _most_memory() -> int:
+    """Bytes: the most that tensors have taken on the GPU, or this process on the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, others kilobytes
+    return most if sys.platform == "darwin" else most * 1024
