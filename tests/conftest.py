@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from dab_detr.data.shapes import ShapesSpec, register_shapes
+from dab_detr.engine.main import main
 from dab_detr.modeling import DABDETR, DABTransformer
 
 SMALL = {
@@ -121,6 +122,18 @@ def forget_tiny():
 
     yield forget
     forget()
+
+
+@pytest.fixture
+def in_process(datasets_root, monkeypatch, forget_tiny):
+    """A function that runs train_net.py's arguments in this process; returns the exit code."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
+
+    def call(*arguments):
+        forget_tiny()
+        return main(arguments)
+
+    return call
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import instantiate
 
-from dab_detr.analysis import count_flops
+from dab_detr.analysis import count_flops, training_memory
 from dab_detr.config import get_config
+from dab_detr.engine.memory import checkpoint_activations
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,3 +82,29 @@ def test_the_tool_prints_a_table_and_json(tool, capsys):
     assert sum(p["gflops"] for p in parts) == pytest.approx(content["total"]["gflops"], abs=0.01)
     assert tool.main(["--config-file", "none.py"]) == 1
     assert "no config file none.py" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_training_step(small_model):
+    def peak(batch_size, dtype=None, **checkpointing):
+        model = small_model(num_encoder_layers=6)
+        checkpoint_activations(model, **checkpointing)
+        return training_memory(model.train(), batch_size, 256, 320, dtype)
+
+    first, second, third = (peak(n) for n in (2, 4, 6))
+    weights = sum(p.numel() * 4 for p in small_model(num_encoder_layers=6).parameters())
+    # weights, gradients and the two averages of AdamW; an image's activations each
+    images = 2 * 3 * 256 * 320 * 4
+    assert first > 4 * weights + images
+    assert third - second == pytest.approx(second - first, rel=0.1)
+    assert peak(4, encoder=True) < 0.9 * second
+    assert peak(4, torch.bfloat16) < 0.9 * second
+
+
+def test_the_tool_prints_the_memory(tool, capsys):
+    arguments = ["--config-file", "shapes/dab_detr_shapes.py", "--size", "64", "64"]
+    assert tool.main([*arguments, "--training-memory", "2"]) == 0
+    assert re.fullmatch(r"2 x 64x64: \d+\.\d\d GiB of tensors\n", capsys.readouterr().out)
+    assert tool.main([*arguments, "--training-memory", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] > 4 * 2**20
+    with pytest.raises(SystemExit):
+        tool.main([*arguments, "--training-memory", "0"])

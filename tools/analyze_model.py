@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Print the parameters and GFLOPs of the model that a config describes, or the memory to train it."""
+"""Print parameters and GFLOPs of the model that a config describes, or the memory to train it."""
 
 import argparse
 import json

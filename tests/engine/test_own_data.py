@@ -5,9 +5,13 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc
+from digits import write_digits
+from PIL import Image
 
 from dab_detr.engine.main import main
 
@@ -15,19 +19,18 @@ CONFIG = str(Path(__file__).parents[1] / "data" / "own_config.py")
 
 
 @pytest.fixture
-def run(tmp_path, datasets_root, monkeypatch, forget_tiny):
+def run(tmp_path, in_process):
     """A function that runs train_net.py on data sets of ``own_data``; returns the exit code."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
 
     def call(train, val, *arguments):
-        forget_tiny()
-        options = [x for x in arguments if x.startswith("-")]
         data = ["--train-data", *train] if train else []
-        return main(
-            ["--config-file", CONFIG, *data, "--val-data", *val, *options]
-            + [f"train.output_dir={tmp_path / 'out'}"]
-            + [x for x in arguments if x not in options]
-        )
+        overrides = [x for x in arguments if "=" in x]
+        options = [x for x in arguments if "=" not in x]
+        # of two config files the last one counts
+        return in_process(
+            "--config-file", CONFIG, *data, "--val-data", *val, *options,
+            f"train.output_dir={tmp_path / 'out'}", *overrides,
+        )  # fmt: skip
 
     return call
 
@@ -274,3 +277,105 @@ def test_a_wrong_size_in_the_annotations_is_no_sample(own_data, run, capsys):
     assert run(train, own_data("val"), "train.max_unreadable_images=0") == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert "1.png is 64 x 48 pixels, but its annotation says 48 x 64" in last
+
+
+def test_small_sets_in_the_layout_of_pascal_voc_train(
+    own_data, datasets_root, tmp_path, in_process
+):
+    """Through Detectron2's registration, which has the ids of images as text."""
+    folder, _ = own_data("voc")
+    root = tmp_path / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / name).mkdir(parents=True)
+    for number in (1, 2, 3):
+        (root / "JPEGImages" / f"{number:06d}.jpg").write_bytes(
+            (Path(folder) / f"{number}.png").read_bytes()
+        )
+        (root / "Annotations" / f"{number:06d}.xml").write_text(
+            "<annotation><size><width>64</width><height>48</height></size><object><name>cat</name>"
+            "<difficult>0</difficult><truncated>0</truncated><bndbox><xmin>5</xmin><ymin>6</ymin>"
+            "<xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>"
+        )
+    for part in ("trainval", "test"):
+        (root / "ImageSets" / "Main" / f"{part}.txt").write_text("000001\n000002\n000003\n")
+    for part in ("trainval", "test"):
+        register_pascal_voc(f"small_{part}", str(root), part, 2007, ["bird", "cat"])
+        MetadataCatalog.get(f"small_{part}").evaluator_type = "pascal_voc"
+    try:
+        code = in_process(
+            "--config-file", CONFIG, "dataloader.train.dataset.names=[small_trainval]",
+            "dataloader.test.dataset.names=small_test", "model.num_classes=2",
+            f"train.output_dir={tmp_path / 'out'}", "dataloader.train.total_batch_size=2",
+            "train.pictures.tensorboard=1",
+        )  # fmt: skip
+    finally:
+        for part in ("trainval", "test"):
+            DatasetCatalog.remove(f"small_{part}")
+            MetadataCatalog.remove(f"small_{part}")
+    assert code == 0
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]["bbox"]
+    assert {"AP-bird", "AP-cat"} <= results.keys()
+
+
+def test_detectron2s_samplers_can_be_used(own_data, run, tmp_path, pytestconfig):
+    """The repeat factors refer to the data set, as in docs/TRAINING.md."""
+    config = tmp_path / "repeat.py"
+    text = (pytestconfig.rootpath / "docs" / "TRAINING.md").read_text()
+    sampler = re.search(r"dataloader.train.sampler = .*?\n\)\n", text, re.DOTALL).group()
+    config.write_text(
+        "from detectron2.config import LazyCall as L\n"
+        "from detectron2.data.samplers import RepeatFactorTrainingSampler\n"
+        "from dab_detr import get_config\n"
+        f"_base = get_config({CONFIG!r})\n"
+        "model, dataloader, optimizer = _base.model, _base.dataloader, _base.optimizer\n"
+        f"lr_multiplier, train = _base.lr_multiplier, _base.train\n{sampler}"
+    )
+    train, val = own_data("train"), own_data("val")
+    once = ["train.max_iter=1", "--config-file", str(config)]
+    assert run(train, val, *once) == 0
+    # the image that is missing is not in the sampler's list either
+    Path(train[0], "1.png").unlink()
+    assert run(train, val, "--resume", "--config-file", str(config)) == 0
+
+
+def test_digits_are_trained_on_by_the_documented_command(in_process, tmp_path, pytestconfig):
+    """For a few steps, with the config of docs/TRAINING.md's example."""
+    write_digits(tmp_path, num_train=32, num_val=8)
+    data = [[str(tmp_path / part), str(tmp_path / f"{part}.json")] for part in ("train", "val")]
+    config = pytestconfig.rootpath / "configs" / "shapes" / "dab_detr_shapes.py"
+    code = in_process(
+        "--config-file", str(config), "--train-data", *data[0], "--val-data", *data[1],
+        f"train.output_dir={tmp_path / 'out'}", "dataloader.train.mapper.augmentations=[]",
+        "train.epochs=2", "train.device=cpu", "train.eval_period=null",
+    )  # fmt: skip
+    assert code == 0
+    weights = torch.load(tmp_path / "out" / "model_final.pth")["model"]
+    assert len(weights["transformer.decoder.class_head.bias"]) == 10
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]["bbox"]
+    assert {f"AP-digit {digit}" for digit in range(10)} <= results.keys()
+
+
+def test_what_the_model_is_fed_is_drawn(own_data, load_tool, tmp_path, capsys, forget_tiny):
+    tool = load_tool("visualize_data")
+    folder, file = own_data("train")
+    data = ["--config-file", CONFIG, "--train-data", folder, file]
+    assert tool.main([*data, "--output", str(tmp_path / "seen"), "--count", "3"]) == 0
+    pictures = sorted((tmp_path / "seen").glob("*.png"))
+    assert len(pictures) == 3
+    with Image.open(pictures[0]) as picture:
+        # enlarged to 480 pixels; a box of 16 pixels is drawn 160 wide
+        assert picture.size == (640, 480)
+        drawn = np.asarray(picture).astype(int)
+    name = re.search(r"_(\d)", pictures[0].stem).group(1)
+    with Image.open(Path(folder) / f"{name}.png") as source:
+        plain = np.asarray(source.resize((640, 480), Image.Resampling.BILINEAR)).astype(int)
+    # the same image or its mirror image, but for the boxes
+    differences = [np.abs(drawn - x).mean() for x in (plain, plain[:, ::-1])]
+    assert min(differences) < 0.7 * max(differences)
+
+    forget_tiny()
+    assert tool.main(["--config-file", CONFIG, "--train-data", folder, "none.json"]) == 1
+    assert "visualize_data.py: There is no annotation file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit:
+        tool.main([*data, "--count", "0"])
+    assert exit.value.code == 2

@@ -32,18 +32,6 @@ def run(datasets_root):
     return call
 
 
-@pytest.fixture
-def in_process(datasets_root, monkeypatch, forget_tiny):
-    """Runs the same without a new process: quicker, for what fails early. Returns the exit code."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
-
-    def call(*arguments):
-        forget_tiny()
-        return main(arguments)
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def trained(run, tmp_path_factory):
     """One short training: the process and its output folder."""
@@ -136,6 +124,30 @@ WRONG = {
     ),
     "batch of nothing": (["dataloader.train.total_batch_size=0"], "total_batch_size is 0"),
     "length that is no number": (["train.max_iter=abc"], "train.max_iter is 'abc'"),
+    "batch that cannot be divided": (
+        ["train.accumulate=3"],
+        "total_batch_size is 8; a positive multiple of the number of processes, 1, times .* 3",
+    ),
+    "parts of nothing": (["train.accumulate=0"], "train.accumulate is 0"),
+    "negative limit": (["train.max_nonfinite_steps=-1"], "train.max_nonfinite_steps is -1"),
+    "limit that is no number": (["train.max_unreadable_images=all"], "images is 'all'"),
+    "period of nothing": (["train.log_period=0"], "train.log_period is 0"),
+    "period as text": (["train.checkpointer.period=often"], "checkpointer.period is 'often'"),
+    "negative bound": (["train.clip_grad.max_norm=-1"], "train.clip_grad.max_norm is -1"),
+    "batch to scale from": (
+        ["train.auto_scale_lr.enabled=True", "train.auto_scale_lr.base_batch_size=0"],
+        "base_batch_size is 0",
+    ),
+    "seed as text": (["train.seed=luck"], "train.seed is 'luck'"),
+    "average of everything": (["train.ema.enabled=True", "train.ema.decay=1"], "decay is 1"),
+    "recomputed batch norm": (
+        ["train.activation_checkpointing.backbone=True"],
+        "activation_checkpointing.backbone does not go with backbone.stem",
+    ),
+    "unknown evaluation": (
+        ["+dataloader.evaluator.backend=fastest"],
+        "no evaluation backend 'fastest'",
+    ),
     "unknown argument of the optimizer": (["+optimizer.foo=1"], "section optimizer .*foo"),
     "unknown argument of the model": (["+model.depth=3"], "section model does not work.*depth"),
     "impossible model": (["model.anchor_init=gird"], "anchor_init is 'gird'"),
@@ -174,6 +186,25 @@ def test_wrong_usage_ends_with_exit_code_2(arguments, capsys):
         main(arguments)
     assert exit.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_half_of_torchruns_variables_is_refused(in_process, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert in_process("--config-file", str(CONFIG)) == 1
+    assert "WORLD_SIZE is set, as torchrun does, but not LOCAL_RANK" in capsys.readouterr().err
+
+
+def test_a_config_need_not_name_what_it_leaves_alone(in_process, tmp_path):
+    config = tmp_path / "short.py"
+    config.write_text(
+        f"from dab_detr import get_config\n_tiny = get_config({str(CONFIG)!r})\n"
+        "dataloader, lr_multiplier, model = _tiny.dataloader, _tiny.lr_multiplier, _tiny.model\n"
+        f"optimizer = _tiny.optimizer\n"
+        f"train = dict(output_dir={str(tmp_path)!r}, max_iter=1, device='cpu')\n"
+    )
+    assert in_process("--config-file", str(config)) == 0
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(in_process, trained, tmp_path, capsys):
