@@ -80,7 +80,6 @@ EXACT = [
     "train.checkpointer.period=2",
     "train.eval_period=6",
     "train.ema.enabled=True",
-    "train.amp.enabled=True",
     "model.dropout=0.1",
     "dataloader.train.num_workers=1",
 ]

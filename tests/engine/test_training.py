@@ -181,3 +181,21 @@ def test_backbone_parameters_are_told_by_their_name():
     factor = backbone_lr_factor(0.1)
     assert factor("backbone.res2.0.conv1.weight") == 0.1
     assert factor("transformer.input_proj.weight") == 1.0
+
+
+def test_resuming_continues_the_gradient_scaler(config, tmp_path):
+    overrides = [
+        "train.max_iter=6", "train.amp.enabled=True", "train.amp.dtype=float16",
+        "train.checkpointer.period=3", "dataloader.train.total_batch_size=1",
+        "train.pictures.tensorboard=0",
+    ]  # fmt: skip
+    whole, _ = run(config(*overrides))
+    scale = torch.load(tmp_path / "model_final.pth")["trainer"]["grad_scaler"]
+    # it has been at work before the stop
+    before = torch.load(tmp_path / "model_0000002.pth")["trainer"]["grad_scaler"]
+    assert before["scale"] < 65536
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    resumed, _ = run(config(*overrides), resume=True)
+    assert torch.load(tmp_path / "model_final.pth")["trainer"]["grad_scaler"] == scale
+    expected = whole.state_dict()
+    assert all(torch.equal(value, expected[k]) for k, value in resumed.state_dict().items())
