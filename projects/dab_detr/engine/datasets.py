@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
@@ -68,8 +69,9 @@ def use_own_data(
         cfg.dataloader.train.dataset.names = OWN_TRAIN
     if val is not None:
         ground_truth = Path(cfg.train.output_dir) / f"{OWN_VAL}.json"
-        # one process a machine; the others of a torchrun find it when they come to evaluate
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        # one process a machine, told by torchrun or, later, by the group of processes; the others
+        # find the file when they come to evaluate
+        if os.environ.get("LOCAL_RANK", "0") == "0" and comm.get_local_rank() == 0:
             write_ground_truth(contents[OWN_VAL], ground_truth)
         register_coco_instances(OWN_VAL, {}, str(ground_truth), val[0])
         cfg.dataloader.test.dataset.names = OWN_VAL

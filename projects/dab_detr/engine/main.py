@@ -17,13 +17,12 @@ from torch import nn
 
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.config import config_file, get_config
-from dab_detr.engine.coco_evaluator import find_cocoeval
-from dab_detr.engine.datasets import check_datasets, dataset_names, use_own_data
+from dab_detr.engine.checks import check, device_of
+from dab_detr.engine.datasets import dataset_names, use_own_data
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
 from dab_detr.engine.loader import build
 from dab_detr.engine.processes import joined_workers, signals_for_children
-from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 from dab_detr.visualization.curves import draw_curves
@@ -58,15 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # what follows opens the file itself, also from another process
         args.config_file = config_file(args.config_file)
         cfg = config_of(args)
-        _check(cfg, args)
+        check(cfg, args)
         if args.num_gpus * args.num_machines == 1:
-            with joined_workers(_device(cfg)):
+            with joined_workers(device_of(cfg)):
                 return _run_worker(args, cfg)
     except InputError as error:
         return _fail(error)
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT, None)
-    if _device(cfg).type == "cpu":
+    if device_of(cfg).type == "cpu":
         # launch() takes any GPU that it sees for one to use
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with signals_for_children():
@@ -131,102 +130,6 @@ def _stopped(signum: int, folder: str | None) -> int:
     return 128 + signum
 
 
-def _check(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Refuse what cannot work before processes are started and logs written."""
-    for section in ("model", "dataloader", "train", "optimizer", "lr_multiplier"):
-        if section not in cfg:
-            raise InputError(f"The config {args.config_file} has no section {section!r}.")
-    device = _device(cfg)
-    if device.type == "cuda" and args.num_gpus > torch.cuda.device_count():
-        raise InputError(
-            f"--num-gpus {args.num_gpus} asks for more GPUs than the {torch.cuda.device_count()} "
-            "of this machine."
-        )
-    if cfg.train.amp.enabled and cfg.train.amp.dtype not in AMP_DTYPES:
-        raise InputError(
-            f"train.amp.dtype is {cfg.train.amp.dtype!r}; choose one of {', '.join(AMP_DTYPES)}."
-        )
-    backend = cfg.dataloader.evaluator.get("backend")
-    if backend is not None:
-        try:
-            find_cocoeval(backend)
-        except ValueError as error:
-            raise InputError(f"dataloader.evaluator.backend: {error}") from error
-    if not args.eval_only:
-        workers = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
-        _check_length(cfg, workers)
-        _check_training(cfg)
-    check_datasets(cfg, ("test",) if args.eval_only else ("train", "test"))
-    checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not os.path.exists(checkpoint):
-        raise InputError(f"There is no checkpoint file {checkpoint} (train.init_checkpoint).")
-    if args.eval_only and not checkpoint:
-        raise InputError("--eval-only needs weights: give train.init_checkpoint=FILE.")
-
-
-def _check_length(cfg: DictConfig, num_workers: int) -> None:
-    """The numbers that decide how long a training is have to be such numbers."""
-    batch_size = cfg.dataloader.train.total_batch_size
-    accumulate = cfg.train.accumulate
-    if not _is_whole(accumulate, 1):
-        raise InputError(f"train.accumulate is {accumulate!r}; a whole number from 1 is needed.")
-    if not _is_whole(batch_size, 1) or batch_size % (num_workers * accumulate):
-        parts = f"the number of processes, {num_workers}"
-        if accumulate > 1:
-            parts += f", times train.accumulate, {accumulate}"
-        raise InputError(
-            f"dataloader.train.total_batch_size is {batch_size!r}; a positive multiple of {parts}, "
-            "is needed."
-        )
-    for key, kind in (("max_iter", int), ("epochs", int | float)):
-        value = cfg.train[key]
-        if value is not None and (not isinstance(value, kind) or value <= 0):
-            raise InputError(f"train.{key} is {value!r}; a positive number is needed (or null).")
-    if cfg.train.max_iter is None and cfg.train.epochs is None:
-        raise InputError("train.max_iter or train.epochs has to say how long to train.")
-
-
-def _check_training(cfg: DictConfig) -> None:
-    """Numbers that would otherwise be found wrong in the middle of a training."""
-    for key in ("max_unreadable_images", "max_nonfinite_steps"):
-        if not _is_whole(cfg.train[key], 0):
-            raise InputError(f"train.{key} is {cfg.train[key]!r}; a whole number from 0 is needed.")
-    periods = {"log_period": cfg.train.log_period, "eval_period": cfg.train.eval_period}
-    periods["checkpointer.period"] = cfg.train.checkpointer.period
-    for key, value in periods.items():
-        if not (_is_whole(value, 1) or (value is None and key != "log_period")):
-            raise InputError(f"train.{key} is {value!r}; a number of steps from 1 is needed.")
-    norm = cfg.train.clip_grad.max_norm
-    if not isinstance(norm, int | float) or not norm >= 0:
-        raise InputError(f"train.clip_grad.max_norm is {norm!r}; a number from 0 is needed.")
-    scaling = cfg.train.auto_scale_lr
-    if scaling.enabled and not _is_whole(scaling.base_batch_size, 1):
-        raise InputError(
-            f"train.auto_scale_lr.base_batch_size is {scaling.base_batch_size!r}; a whole number "
-            "from 1 is needed."
-        )
-    if not isinstance(cfg.train.seed, int):
-        raise InputError(f"train.seed is {cfg.train.seed!r}; a whole number is needed.")
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _device(cfg: DictConfig) -> torch.device:
-    """``train.device``, where ``auto`` is a GPU if there is one."""
-    name = cfg.train.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"train.device is {name!r}; choose auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"train.device is {name!r}, but PyTorch sees no GPU; choose auto or cpu.")
-    return device
-
-
 def _run_process(args: argparse.Namespace) -> None:
     """One of several processes: it loads the config itself, with the data sets it registers."""
     code = _run_worker(args, config_of(args))
@@ -237,7 +140,7 @@ def _run_process(args: argparse.Namespace) -> None:
 def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
     """Train or evaluate in this process; returns the exit code."""
     try:
-        device = _device(cfg)
+        device = device_of(cfg)
         default_setup(cfg, args)
         # Detectron2 sets up its own loggers and fvcore's only
         logging.getLogger("dab_detr").setLevel(logging.INFO)
