@@ -1,9 +1,13 @@
 """Files that are either whole or not there, whenever the process is killed."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+# ends the names of files that are being written; a killed process leaves one
+UNFINISHED = ".unfinished"
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -14,8 +18,9 @@ def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) ->
         write: is given the open binary file.
     """
     path = Path(path)
-    # one name, so that what a killed process leaves is overwritten by the next
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    # several processes, of several machines too, may write the same file at once
+    own = f"{socket.gethostname()}-{os.getpid()}"
+    unfinished = path.with_name(f".{path.name}.{own}{UNFINISHED}")
     try:
         with open(unfinished, "wb") as file:
             write(file)

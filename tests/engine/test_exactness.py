@@ -91,9 +91,11 @@ class Run:
 
     def __init__(self, folder, environment, *arguments):
         self.folder = folder
-        command = [*TRAIN, "--config-file", str(CONFIG), *arguments]
+        options = [x for x in arguments if "=" not in x]
+        overrides = [x for x in arguments if "=" in x]
+        command = [*TRAIN, "--config-file", str(CONFIG), *options]
         self.process = subprocess.Popen(
-            [*command, f"train.output_dir={folder}", *EXACT],
+            [*command, f"train.output_dir={folder}", *EXACT, *overrides],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -190,11 +192,34 @@ def test_a_signal_saves_and_says_how_to_go_on(environment, unstopped, tmp_path, 
     assert_same_training(tmp_path, unstopped)
 
 
+TOGETHER = ["--num-gpus", "2", "--dist-url", "auto"]
+
+
+def test_two_processes_go_on_exactly_too(environment, tmp_path):
+    """From the checkpoint of a step that was evaluated, and was the best so far."""
+    keep = "train.checkpointer.max_to_keep=9"
+    run = Run(tmp_path, environment, *TOGETHER, keep)
+    assert run.end() == 0, run.output
+    whole = torch.load(tmp_path / "model_final.pth")
+    (tmp_path / "evaluation.json").write_text('{"step": 6, "results": {"bbox": {"AP": 99.0}}}')
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    run = Run(tmp_path, environment, *TOGETHER, "--resume", keep)
+    assert run.end() == 0, run.output
+    assert "Resuming after step 6." in run.output
+    assert run.output.count("The best AP so far, of bbox:") == 1
+    resumed = torch.load(tmp_path / "model_final.pth")
+    for part in ("model", "trainer"):
+        first, second = (x[part] for x in (whole, resumed))
+        if part == "trainer":
+            first, second = ([x["optimizer"], x["hooks"]["MovingAverage"]] for x in (first, second))
+        assert_equal(first, second)
+
+
 def test_a_signal_to_the_launcher_reaches_its_processes(environment, tmp_path):
-    run = Run(tmp_path, environment, "--num-gpus", "2", "--dist-url", "auto")
+    run = Run(tmp_path, environment, *TOGETHER)
     assert run.until(3), run.output
     assert run.signal(signal.SIGTERM) == 128 + signal.SIGTERM
     assert (tmp_path / "last_checkpoint").is_file()
-    run = Run(tmp_path, environment, "--num-gpus", "2", "--dist-url", "auto", "--resume")
+    run = Run(tmp_path, environment, *TOGETHER, "--resume")
     assert run.end() == 0, run.output
     assert "Resuming after step" in run.output

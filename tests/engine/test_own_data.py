@@ -106,7 +106,25 @@ WRONG = {
     "annotation id twice": ("train", annotation(1, id=10), "ids of annotations more than once: 10"),
     "image id twice": ("train", image(1, id=1), "ids of images more than once: 1"),
     "category id twice": ("train", category(1, id=5), "ids of categories more than once: 5"),
-    "id of another kind": ("train", image(1, id=[2]), "an id of images is no id"),
+    "id of another kind": ("train", image(1, id=[2]), r"\[2\] is no id of images"),
+    "ids of two kinds": ("train", image(1, id="2"), "'2' is no id of images"),
+    "no id": ("train", category(1, id=None), "None is no id of categories"),
+    "category ids as text": (
+        "train",
+        lambda c: json.loads(json.dumps(c).replace('"id": 5', '"id": "5"')),
+        "'5' is no id of categories",
+    ),
+    "category without name": ("train", category(1, name=None), "category 9 has the name None"),
+    "category with a number": ("train", category(1, name=3), "category 9 has the name 3"),
+    "two of one name": ("train", category(1, name="cat"), "name 'cat' for more than one category"),
+    "crowd of null": (
+        "train",
+        lambda c: json.dumps(c).replace('"bbox"', '"iscrowd": null, "bbox"'),
+        "annotation 10 has the iscrowd None",
+    ),
+    "crowd as text": ("train", annotation(0, iscrowd="0"), "annotation 10 has the iscrowd '0'"),
+    "beyond all numbers": ("train", annotation(0, bbox=[0, 0, 10**400, 5]), "four numbers"),
+    "boxes of no size to evaluate": ("val", all_boxes(bbox=[3, 3, 0, 5]), "no box with a size"),
     "three numbers": ("train", annotation(0, bbox=[1, 2, 3]), r"annotation 10 .*\[1, 2, 3\]"),
     "box of text": ("train", annotation(0, bbox=[1, 2, "3", 4]), "four numbers"),
     "box no list": ("train", annotation(3, bbox=7), "annotation 13 has the bbox 7"),
@@ -136,6 +154,68 @@ def test_wrong_data_get_one_sentence_before_the_first_step(own_data, run, tmp_pa
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith("train_net.py: ") and re.search(words, last), last
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"segmentation": [[]]},
+        {"segmentation": [[1, 2, 3, 4]]},
+        {"segmentation": [1, 2, 3, 4, 5, 6]},
+        {"segmentation": {"counts": [1, 2], "size": [48, 64]}, "keypoints": [1, 2]},
+    ],
+    ids=str,
+)
+def test_masks_and_keypoints_do_not_matter(own_data, run, tmp_path, extra):
+    train, val = (own_data(part, all_boxes(**extra)) for part in ("train", "val"))
+    backend = "+dataloader.evaluator.backend=pycocotools"
+    assert run(train, val, "train.max_iter=1", backend) == 0
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "Data for training: 4 images with 4 boxes." in log
+
+
+def test_a_registered_file_that_cannot_be_evaluated_is_refused(
+    own_data, in_process, tmp_path, capsys
+):
+    train, val = own_data("train"), own_data("val")
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from detectron2.data.datasets import register_coco_instances\n"
+        "from dab_detr import get_config\n"
+        f"register_coco_instances('mine_train', {{}}, {train[1]!r}, {train[0]!r})\n"
+        f"register_coco_instances('mine_val', {{}}, {val[1]!r}, {val[0]!r})\n"
+        f"_base = get_config({CONFIG!r})\n"
+        "model, dataloader, optimizer = _base.model, _base.dataloader, _base.optimizer\n"
+        "lr_multiplier, train = _base.lr_multiplier, _base.train\n"
+        "model.num_classes = 2\n"
+        "dataloader.train.dataset.names = 'mine_train'\n"
+        "dataloader.test.dataset.names = 'mine_val'\n"
+    )
+    command = ["--config-file", str(config), f"train.output_dir={tmp_path / 'out'}"]
+
+    def forget():
+        for name in ("mine_train", "mine_val"):
+            if name in DatasetCatalog:
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+
+    try:
+        assert in_process(*command) == 1
+        assert "val.json lack area and iscrowd (annotation 10)" in capsys.readouterr().err
+        forget()
+        own_data("val", all_boxes(area=192, iscrowd=0))
+        assert in_process(*command, "+dataloader.evaluator.backend=pycocotools") == 0
+        # without annotations there is nothing but a file of results
+        forget()
+        own_data("val", section("annotations", None))
+        weights = tmp_path / "out" / "model_final.pth"
+        assert (
+            in_process(*command[:2], "--eval-only", command[2], f"train.init_checkpoint={weights}")
+            == 0
+        )
+        assert (tmp_path / "out" / "inference" / "coco_instances_results.json").is_file()
+    finally:
+        forget()
 
 
 def test_missing_files_are_named(own_data, run, tmp_path, capsys):
@@ -180,7 +260,7 @@ def test_what_can_be_mended_is_and_is_reported(own_data, run, tmp_path, capsys):
         r"1 boxes reach outside their image and are clipped: \[-4.*1.png",
         "3 boxes have no size, a negative one, or lie outside .* dropped",
         "1 boxes are not finite numbers and are dropped",
-        "1 crowd regions are dropped",
+        "1 crowd regions are not learnt from",
         "2 images have no boxes: .*2.png, .*3.png",
         "1 images do not exist and are left out: .*gone.png",
     ):
@@ -362,16 +442,24 @@ def test_what_the_model_is_fed_is_drawn(own_data, load_tool, tmp_path, capsys, f
     assert tool.main([*data, "--output", str(tmp_path / "seen"), "--count", "3"]) == 0
     pictures = sorted((tmp_path / "seen").glob("*.png"))
     assert len(pictures) == 3
-    with Image.open(pictures[0]) as picture:
-        # enlarged to 480 pixels; a box of 16 pixels is drawn 160 wide
-        assert picture.size == (640, 480)
-        drawn = np.asarray(picture).astype(int)
-    name = re.search(r"_(\d)", pictures[0].stem).group(1)
-    with Image.open(Path(folder) / f"{name}.png") as source:
-        plain = np.asarray(source.resize((640, 480), Image.Resampling.BILINEAR)).astype(int)
-    # the same image or its mirror image, but for the boxes
-    differences = [np.abs(drawn - x).mean() for x in (plain, plain[:, ::-1])]
-    assert min(differences) < 0.7 * max(differences)
+    # the same images in the same order, with the boxes somewhere else: that is what differs
+    folder, file = own_data("train", all_boxes(bbox=[30, 20, 16, 12]))
+    forget_tiny()
+    assert tool.main([*data, "--output", str(tmp_path / "moved"), "--count", "3"]) == 0
+    differences = {}
+    for picture in pictures:
+        with Image.open(picture) as first, Image.open(tmp_path / "moved" / picture.name) as second:
+            # enlarged to 480 pixels
+            assert first.size == second.size == (640, 480)
+            changed = (np.asarray(first) != np.asarray(second)).any(-1)
+        differences[picture.stem[-1]] = changed
+    assert len(differences) == 3
+    for number, changed in differences.items():
+        if number == "4":
+            assert not changed.any(), "an image without boxes"
+        else:
+            # lines and labels, not the image
+            assert 0.002 < changed.mean() < 0.2
 
     forget_tiny()
     assert tool.main(["--config-file", CONFIG, "--train-data", folder, "none.json"]) == 1

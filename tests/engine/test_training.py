@@ -116,11 +116,42 @@ def test_resuming_continues_the_learning_rate_schedule(config, tmp_path, monkeyp
     assert metrics(tmp_path / "stopped", "lr") == pytest.approx(expected)
 
 
-def test_a_new_training_in_the_same_folder_starts_a_new_metrics_file(config, tmp_path):
+def test_a_new_training_in_the_same_folder_does_not_mix_with_the_old_one(config, tmp_path):
     run(config("train.max_iter=3"))
-    run(config("train.max_iter=2"))
+    old = tmp_path / "model_final.pth"
+    weights = torch.load(old)["model"]
+    run(config("train.max_iter=2", "train.checkpointer.period=100", "optimizer.lr=0.0",
+               f"train.init_checkpoint={old}"))  # fmt: skip
     assert sorted(metrics(tmp_path)) == [0, 1]
-    assert (tmp_path / "previous_metrics.json").is_file()
+    assert sorted(metrics(tmp_path / "previous")) == [0, 1, 2]
+    # it may begin with the weights that it sets aside
+    name = "transformer.decoder.class_head.weight"
+    assert torch.equal(torch.load(old)["model"][name], weights[name])
+    assert torch.equal(torch.load(tmp_path / "previous" / old.name)["model"][name], weights[name])
+
+
+def test_a_new_training_that_is_killed_early_does_not_resume_the_old_one(
+    config, tmp_path, monkeypatch
+):
+    run(config("train.max_iter=3"))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "run_step", lambda _: (_ for _ in ()).throw(Interrupted))
+        run(config("train.max_iter=2"))
+    _, steps = run(config("train.max_iter=2"), resume=True)
+    assert steps == 2 and sorted(metrics(tmp_path)) == [0, 1]
+
+
+def test_a_checkpoint_decides_over_the_config(config, tmp_path, caplog):
+    run(config("train.max_iter=2"))
+    run(config("train.max_iter=3", "optimizer.lr=0.123"), resume=True)
+    assert "The config's lr 0.123 is not used" in caplog.text
+    assert metrics(tmp_path, "lr")[2] < 0.01
+    cfg = config("train.max_iter=4")
+    cfg.optimizer = {
+        "_target_": torch.optim.RMSprop, "params": cfg.optimizer.params, "lr": 0.001
+    }  # fmt: skip
+    with pytest.raises(InputError, match="is of another optimizer"):
+        run(cfg, resume=True)
 
 
 def test_too_few_classes_are_reported_before_the_first_step(config):

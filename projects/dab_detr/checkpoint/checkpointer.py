@@ -16,7 +16,7 @@ from dab_detr.checkpoint.conversion import CLASS_WEIGHT, fit_classes, to_dab_det
 from dab_detr.checkpoint.layouts import recognise
 from dab_detr.checkpoint.reading import DamagedCheckpoint, read_checkpoint
 from dab_detr.errors import InputError, listed
-from dab_detr.files import write_whole
+from dab_detr.files import UNFINISHED, write_whole
 
 # the best weights so far, which are no place to go on from
 BEST_FILE = "model_best.pth"
@@ -54,6 +54,8 @@ class Checkpointer(DetectionCheckpointer):
         content |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         file_name = f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {os.path.join(self.save_dir, file_name)}")
+        for left_behind in Path(self.save_dir).glob(f".model_*{UNFINISHED}"):
+            left_behind.unlink()
         write_whole(self._in_folder(file_name), lambda file: torch.save(content, file))
         self.tag_last_checkpoint(file_name)
 

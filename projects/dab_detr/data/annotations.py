@@ -25,8 +25,12 @@ _FIELDS = {
 }
 
 
-def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
+def read_coco(path: str | os.PathLike, *, annotated: bool = True) -> dict[str, list[dict]]:
     """Read a file in COCO's detection format and check it.
+
+    Args:
+        annotated: False allows a file without ``annotations``, of which an evaluation makes
+            nothing but a file of results.
 
     Returns:
         Its content; ``images``, ``categories`` and ``annotations`` hold at least one entry each,
@@ -45,10 +49,17 @@ def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
             f"The annotations {path} hold a {type(content).__name__}; COCO's format is an object "
             f"with {', '.join(_FIELDS)}."
         )
-    for section, fields in _FIELDS.items():
-        _check_section(path, content, section, fields)
-    _check_references(path, content)
-    _check_values(path, content)
+    if not annotated and "annotations" not in content:
+        sections = ("images", "categories")
+    else:
+        sections = tuple(_FIELDS)
+    for section in sections:
+        _check_section(path, content, section, _FIELDS[section])
+    _check_images(path, content["images"])
+    _check_categories(path, content["categories"])
+    if "annotations" in sections:
+        _check_references(path, content)
+        _check_annotations(path, content["annotations"])
     return content
 
 
@@ -65,12 +76,15 @@ def _check_section(path, content: dict, section: str, fields: tuple[str, ...]) -
                 f"The annotations {path} are wrong: entry {index} of {section} lacks "
                 f"{', '.join(lacking)}."
             )
-    try:
-        numbers = Counter(entry["id"] for entry in entries)
-    except TypeError as error:
+    # text is common for images; Detectron2 sorts them, so they have to be of one kind
+    kinds = {type(entry["id"]) for entry in entries}
+    if kinds != {int} and not (section == "images" and kinds == {str}):
+        odd = next(entry["id"] for entry in entries if type(entry["id"]) is not int)
         raise InputError(
-            f"The annotations {path} are wrong: an id of {section} is no id."
-        ) from error
+            f"The annotations {path} are wrong: {odd!r} is no id of {section}; whole numbers are "
+            "needed."
+        )
+    numbers = Counter(entry["id"] for entry in entries)
     twice = [str(number) for number, count in numbers.items() if count > 1]
     if twice:
         raise InputError(
@@ -83,17 +97,17 @@ def _check_references(path, content: dict) -> None:
         known = {entry["id"] for entry in content[section]}
         for annotation in content["annotations"]:
             number = annotation[field]
-            if isinstance(number, (dict, list)) or number not in known:
+            if not isinstance(number, int | str) or number not in known:
                 raise InputError(
                     f"The annotations {path} are wrong: annotation {annotation['id']} has the "
                     f"{field} {number!r}, which {section} do not have."
                 )
 
 
-def _check_values(path, content: dict) -> None:
-    for image in content["images"]:
+def _check_images(path, images: list[dict]) -> None:
+    for image in images:
         size = image["width"], image["height"]
-        if not all(isinstance(x, int | float) and x >= 1 for x in size):
+        if not all(_is_number(x) and 1 <= x < math.inf for x in size):
             raise InputError(
                 f"The annotations {path} are wrong: image {image['id']} has the size "
                 f"{size[0]!r} x {size[1]!r}."
@@ -103,21 +117,45 @@ def _check_values(path, content: dict) -> None:
                 f"The annotations {path} are wrong: image {image['id']} has the file_name "
                 f"{image['file_name']!r}."
             )
-    for annotation in content["annotations"]:
-        box = annotation["bbox"]
-        numbers = isinstance(box, list) and all(
-            isinstance(x, int | float) and not isinstance(x, bool) for x in box
-        )
-        if not numbers or len(box) != 4:
+
+
+def _check_categories(path, categories: list[dict]) -> None:
+    names = [category["name"] for category in categories]
+    for category, name in zip(categories, names):
+        if not isinstance(name, str) or not name:
             raise InputError(
-                f"The annotations {path} are wrong: annotation {annotation['id']} has the bbox "
-                f"{box!r}; four numbers, [x, y, width, height], are needed."
+                f"The annotations {path} are wrong: category {category['id']} has the name "
+                f"{name!r}."
+            )
+        if names.count(name) > 1:
+            raise InputError(
+                f"The annotations {path} use the name {name!r} for more than one category."
+            )
+
+
+def _check_annotations(path, annotations: list[dict]) -> None:
+    for annotation in annotations:
+        where = f"The annotations {path} are wrong: annotation {annotation['id']} has"
+        box = annotation["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise InputError(
+                f"{where} the bbox {str(box)[:100]}; four numbers, [x, y, width, height], are "
+                "needed."
             )
         if annotation.get("ignore"):
             raise InputError(
-                f'The annotations {path} are wrong: annotation {annotation["id"]} has "ignore", '
-                'which Detectron2 does not know; mark such regions with "iscrowd": 1.'
+                f'{where} "ignore", which Detectron2 does not know; mark such regions with '
+                '"iscrowd": 1.'
             )
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            raise InputError(f"{where} the iscrowd {annotation['iscrowd']!r}; 0 or 1 is needed.")
+
+
+def _is_number(value: Any) -> bool:
+    """Also NaN and infinity, but nothing that does not fit into a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**53
 
 
 def check_same_categories(train_path, train: dict, val_path, val: dict) -> None:
@@ -168,7 +206,7 @@ MISSING = "images do not exist and are left out"
 CLIPPED = "boxes reach outside their image and are clipped"
 DROPPED = "boxes have no size, a negative one, or lie outside their image, and are dropped"
 NOT_FINITE = "boxes are not finite numbers and are dropped"
-CROWDS = "crowd regions are dropped"
+CROWDS = "crowd regions are not learnt from"
 EMPTY = "images have no boxes"
 
 
@@ -266,6 +304,45 @@ class _Folders:
         return name in self._names[folder]
 
 
+def coco_records(content: dict[str, list[dict]], folder: str | os.PathLike) -> list[dict]:
+    """Records in Detectron2's standard format: boxes and classes, nothing else.
+
+    Detectron2's own loader leaves out objects whose masks it cannot use.
+
+    Args:
+        content: of :func:`read_coco`. folder: of the images.
+    """
+    classes = contiguous_ids(content)
+    records = {
+        image["id"]: {
+            "file_name": os.path.join(folder, image["file_name"]),
+            "image_id": image["id"],
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+            "annotations": [],
+        }
+        for image in content["images"]
+    }
+    for annotation in content["annotations"]:
+        records[annotation["image_id"]]["annotations"].append(
+            {
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": classes[annotation["category_id"]],
+                "iscrowd": annotation.get("iscrowd", 0),
+            }
+        )
+    return [records[number] for number in sorted(records)]
+
+
+def contiguous_ids(content: dict[str, list[dict]]) -> dict[int, int]:
+    """From a file's category ids, in ascending order, to classes 0..K-1."""
+    return {
+        number: index
+        for index, number in enumerate(sorted(entry["id"] for entry in content["categories"]))
+    }
+
+
 def write_ground_truth(content: dict[str, Any], path: str | os.PathLike) -> None:
     """Write what is evaluated against: the file's objects, mended as for training.
 
@@ -275,6 +352,9 @@ def write_ground_truth(content: dict[str, Any], path: str | os.PathLike) -> None
     Args:
         content: of :func:`read_coco`.
         path: made or replaced as a whole.
+
+    Raises:
+        InputError: if no box remains.
     """
     images = {image["id"]: image for image in content["images"]}
     annotations = []
@@ -286,7 +366,11 @@ def write_ground_truth(content: dict[str, Any], path: str | os.PathLike) -> None
         box = _clip(box, BoxMode.XYWH_ABS, image["width"], image["height"])
         if box is not None:
             defaults = {"area": box[2] * box[3], "iscrowd": 0}
-            annotations.append({**defaults, **annotation, "bbox": box})
+            # masks are not evaluated, and pycocotools stumbles over unusual ones
+            entry = {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
+            annotations.append({**defaults, **entry, "bbox": box})
+    if not annotations:
+        raise InputError("The annotations to evaluate on have no box with a size in its image.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     complete = json.dumps({"info": {}, **content, "annotations": annotations}).encode()

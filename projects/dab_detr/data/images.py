@@ -46,6 +46,8 @@ def read_image(
         with PathManager.open(os.fspath(path), "rb") as file:
             image = Image.open(file)
             image.load()
+    except MemoryError:
+        raise
     # decoders stumble over damaged files in many ways
     except Exception as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else _reason(error)

@@ -1,11 +1,13 @@
 """Checks on the config and the command line, before anything slow starts."""
 
 import argparse
+import math
 import os
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dab_detr.config import get_config
 from dab_detr.engine.coco_evaluator import find_cocoeval
 from dab_detr.engine.datasets import check_datasets
 from dab_detr.engine.trainer import AMP_DTYPES
@@ -38,6 +40,7 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
     for section in ("model", "dataloader", "train", "optimizer", "lr_multiplier"):
         if section not in cfg:
             raise InputError(f"The config {args.config_file} has no section {section!r}.")
+    _check_kinds(cfg)
     device = device_of(cfg)
     if device.type == "cuda" and args.num_gpus > torch.cuda.device_count():
         raise InputError(
@@ -82,7 +85,7 @@ def _check_length(cfg: DictConfig, num_workers: int) -> None:
         )
     for key, kind in (("max_iter", int), ("epochs", int | float)):
         value = cfg.train[key]
-        if value is not None and (not isinstance(value, kind) or value <= 0):
+        if value is not None and (not isinstance(value, kind) or not 0 < value < math.inf):
             raise InputError(f"train.{key} is {value!r}; a positive number is needed (or null).")
     if cfg.train.max_iter is None and cfg.train.epochs is None:
         raise InputError("train.max_iter or train.epochs has to say how long to train.")
@@ -90,9 +93,24 @@ def _check_length(cfg: DictConfig, num_workers: int) -> None:
 
 def _check_training(cfg: DictConfig) -> None:
     """Numbers that would otherwise be found wrong in the middle of a training."""
-    for key in ("max_unreadable_images", "max_nonfinite_steps"):
-        if not _is_whole(cfg.train[key], 0):
-            raise InputError(f"train.{key} is {cfg.train[key]!r}; a whole number from 0 is needed.")
+    for key in (
+        "train.max_unreadable_images",
+        "train.max_nonfinite_steps",
+        "train.pictures.count",
+        "train.pictures.tensorboard",
+        "dataloader.train.num_workers",
+        "dataloader.test.num_workers",
+    ):
+        value = OmegaConf.select(cfg, key, default=0)
+        if not _is_whole(value, 0):
+            raise InputError(f"{key} is {value!r}; a whole number from 0 is needed.")
+    for key in ("dataloader.test.batch_size", "train.checkpointer.max_to_keep"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not _is_whole(value, 1):
+            raise InputError(f"{key} is {value!r}; a whole number from 1 is needed.")
+    decay = cfg.train.ema.decay
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+        raise InputError(f"train.ema.decay is {decay!r}; a number from 0 to below 1 is needed.")
     periods = {"log_period": cfg.train.log_period, "eval_period": cfg.train.eval_period}
     periods["checkpointer.period"] = cfg.train.checkpointer.period
     for key, value in periods.items():
@@ -109,6 +127,34 @@ def _check_training(cfg: DictConfig) -> None:
         )
     if not isinstance(cfg.train.seed, int):
         raise InputError(f"train.seed is {cfg.train.seed!r}; a whole number is needed.")
+
+
+def _check_kinds(cfg: DictConfig) -> None:
+    """The values of ``train`` are of the kind that those of configs/common/train.py are."""
+    defaults = get_config("common/train.py").train
+
+    def visit(default: DictConfig, given: DictConfig, prefix: str) -> None:
+        for key, standard in default.items():
+            value, name = given[key], f"{prefix}.{key}"
+            if isinstance(standard, DictConfig):
+                if not isinstance(value, DictConfig):
+                    first = next(iter(standard))
+                    raise InputError(
+                        f"{name} is {value!r}, but it has parts: e.g. {name}.{first}={value}."
+                    )
+                visit(standard, value, name)
+            elif isinstance(standard, ListConfig):
+                if not isinstance(value, ListConfig):
+                    raise InputError(f"{name} is {value!r}; a list is needed.")
+            elif isinstance(standard, bool):
+                if not isinstance(value, bool):
+                    raise InputError(f"{name} is {value!r}; True or False is needed.")
+            elif isinstance(standard, str) and not isinstance(value, str):
+                raise InputError(f"{name} is {value!r}; text is needed.")
+
+    visit(defaults, cfg.train, "train")
+    if os.path.isfile(cfg.train.output_dir):
+        raise InputError(f"train.output_dir is {cfg.train.output_dir}, which is a file.")
 
 
 def _is_whole(value: object, least: int) -> bool:

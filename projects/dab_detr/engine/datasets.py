@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig
 from torch import nn
@@ -16,6 +15,8 @@ from dab_detr.data.annotations import (
     Findings,
     check_same_categories,
     clean_records,
+    coco_records,
+    contiguous_ids,
     read_coco,
     write_ground_truth,
 )
@@ -65,7 +66,7 @@ def use_own_data(
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
     if train is not None:
-        register_coco_instances(OWN_TRAIN, {}, train[1], train[0])
+        _register(OWN_TRAIN, contents[OWN_TRAIN], train[0])
         cfg.dataloader.train.dataset.names = OWN_TRAIN
     if val is not None:
         ground_truth = Path(cfg.train.output_dir) / f"{OWN_VAL}.json"
@@ -73,10 +74,23 @@ def use_own_data(
         # find the file when they come to evaluate
         if os.environ.get("LOCAL_RANK", "0") == "0" and comm.get_local_rank() == 0:
             write_ground_truth(contents[OWN_VAL], ground_truth)
-        register_coco_instances(OWN_VAL, {}, str(ground_truth), val[0])
+        _register(OWN_VAL, contents[OWN_VAL], val[0], json_file=str(ground_truth))
         cfg.dataloader.test.dataset.names = OWN_VAL
         if "dataset_name" in cfg.dataloader.evaluator:
             cfg.dataloader.evaluator.dataset_name = OWN_VAL
+
+
+def _register(name: str, content: dict, folder: str, **metadata: str) -> None:
+    classes = contiguous_ids(content)
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    DatasetCatalog.register(name, lambda: coco_records(content, folder))
+    MetadataCatalog.get(name).set(
+        image_root=folder,
+        evaluator_type="coco",
+        thing_classes=[names[number] for number in classes],
+        thing_dataset_id_to_contiguous_id=classes,
+        **metadata,
+    )
 
 
 def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
@@ -99,9 +113,23 @@ def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
             metadata = MetadataCatalog.get(name)
             path = metadata.get("json_file")
             if path and metadata.get("evaluator_type") == "coco":
-                contents[part] = path, read_coco(path)
+                contents[part] = path, read_coco(path, annotated=part == "train")
+                if part == "test":
+                    _check_evaluable(path, contents[part][1])
     if len(contents) == 2:
         check_same_categories(*contents["train"], *contents["test"])
+
+
+def _check_evaluable(path: str, content: dict) -> None:
+    """pycocotools, which evaluates a registered data set's own file, needs more than a training."""
+    for annotation in content.get("annotations", ()):
+        missing = [name for name in ("area", "iscrowd") if name not in annotation]
+        if missing:
+            raise InputError(
+                f"The annotations {path} lack {' and '.join(missing)} (annotation "
+                f"{annotation['id']}), which COCO's evaluation needs: add them, or give the data "
+                "with --val-data, which does."
+            )
 
 
 def dataset_names(cfg: DictConfig, part: str) -> list[str]:
@@ -163,7 +191,13 @@ def check_test_records(cfg: DictConfig) -> None:
         InputError: if an image is missing: its objects would count as not found.
     """
     for name in dataset_names(cfg, "test"):
-        cleaned, findings = clean_records(DatasetCatalog.get(name))
+        try:
+            records = DatasetCatalog.get(name)
+        except (OSError, ImportError, LookupError, ValueError, AssertionError) as error:
+            raise InputError(
+                f"The data set {name!r} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        cleaned, findings = clean_records(records)
         boxes = sum(len(record.get("annotations", ())) for record in cleaned)
         _report(f"evaluation ({name})", len(cleaned), boxes, findings)
         if findings.count(MISSING):

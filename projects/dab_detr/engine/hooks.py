@@ -123,7 +123,8 @@ class Evaluation(EvalHook):
         evaluate: is given the number of steps that were taken; returns results by task.
         results_file: where ``evaluate`` leaves its results and their step.
         interruption: a signal ends an evaluation at once.
-        keep_best: is called with the name of the task, e.g. "bbox", whose AP is higher than ever.
+        keep_best: is called on the main worker with the name of the task, e.g. "bbox", whose AP is
+            higher than ever.
         save: writes a checkpoint; is called when an evaluation after a step is ended.
     """
 
@@ -148,10 +149,12 @@ class Evaluation(EvalHook):
     def before_train(self) -> None:
         """A checkpoint is written before the evaluation of its step; that may be still to do."""
         step = self.trainer.start_iter
-        if step == 0 or step % self._period or step >= self.trainer.max_iter:
+        if step == 0 or step >= self.trainer.max_iter:
             return
         results = comm.all_gather(self._written_results(step))[0]
         if results is None:
+            if step % self._period:
+                return
             results = self._evaluate_at(step)
         else:
             self._compare(results)
@@ -190,7 +193,8 @@ class Evaluation(EvalHook):
             # comparisons with NaN are false
             if precision > self._best:
                 self._best = precision
-                self._keep_best(task)
+                if comm.is_main_process():
+                    self._keep_best(task)
 
     def state_dict(self) -> dict:
         return {"best": self._best}

@@ -27,7 +27,14 @@ def build(cfg: DictConfig, section: str) -> Any:
         node = node[part]
     try:
         return instantiate(node)
-    except (TypeError, ValueError, AssertionError, LookupError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        LookupError,
+        OSError,
+        ImportError,
+    ) as error:
         # an exception of a look-up says no more than the key
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"The config's section {section} does not work: {reason}") from error

@@ -18,7 +18,7 @@ from torch import nn
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.config import config_file, get_config
 from dab_detr.engine.checks import check, device_of
-from dab_detr.engine.datasets import dataset_names, use_own_data
+from dab_detr.engine.datasets import check_test_records, dataset_names, use_own_data
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
 from dab_detr.engine.loader import build
@@ -79,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args=(args,),
             )
         except torch.multiprocessing.ProcessExitedException as error:
+            if error.exit_code < 0:
+                # a signal that the worker did not catch
+                return _stopped(-error.exit_code, None)
             # the worker has said why
             return error.exit_code
     return 0
@@ -132,7 +135,13 @@ def _stopped(signum: int, folder: str | None) -> int:
 
 def _run_process(args: argparse.Namespace) -> None:
     """One of several processes: it loads the config itself, with the data sets it registers."""
-    code = _run_worker(args, config_of(args))
+    try:
+        code = _run_worker(args, config_of(args))
+    except KeyboardInterrupt:
+        # PyTorch would end the process as if all were well
+        code = 128 + signal.SIGINT
+        if comm.is_main_process():
+            _stopped(signal.SIGINT, None)
     if code:
         sys.exit(code)
 
@@ -150,6 +159,7 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
             logger.info("No GPU was found: running on the CPU.")
         model = build(cfg, "model").to(device)
         if args.eval_only:
+            check_test_records(cfg)
             Checkpointer(model, complete=True).load(cfg.train.init_checkpoint)
             results = evaluate(cfg, model)
         else:

@@ -52,13 +52,17 @@ def joined_workers(device: torch.device) -> Iterator[None]:
 def signals_for_children() -> Iterator[None]:
     """Inside, what this process is told by SIGTERM or SIGUSR2, its children are told.
 
-    Ctrl-C reaches them by itself.
+    Ctrl-C reaches them by itself. The second SIGTERM ends them at once, as they may wait for each
+    other.
     """
+    told: set[int] = set()
 
     def hand_on(signum: int, frame: object) -> None:
+        again = signum == signal.SIGTERM and signum in told
+        told.add(signum)
         for child in multiprocessing.active_children():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signum)
+                os.kill(child.pid, signal.SIGKILL if again else signum)
 
     def leave_to_children(signum: int, frame: object) -> None:
         pass

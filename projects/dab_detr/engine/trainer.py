@@ -125,8 +125,10 @@ class Trainer(SimpleTrainer):
         """Whether to update. Overflows of a scaled gradient are nothing unusual."""
         total = sum(losses.values())
         if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= _LEAST_SCALE:
-            return bool(total.isfinite())
-        return bool((total + norm).isfinite())
+            is_finite = bool(total.isfinite())
+        else:
+            is_finite = bool((total + norm).isfinite())
+        return self._workers.all(is_finite)
 
     def _seed_step(self) -> None:
         numbers = np.random.SeedSequence((self.seed, self.iter, comm.get_rank(), 1))
@@ -140,9 +142,15 @@ class Trainer(SimpleTrainer):
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
             "nonfinite_steps": self.nonfinite.count,
+            "optimizer_type": type(self.optimizer).__name__,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Raises ValueError for the state of another optimizer, which would fit in part."""
+        mine = type(self.optimizer).__name__
+        saved = state_dict.get("optimizer_type", mine)
+        if saved != mine:
+            raise ValueError(f"it was made with {saved}, the config has {mine}")
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
@@ -150,7 +158,7 @@ class Trainer(SimpleTrainer):
 
 
 class _Workers:
-    """What the workers tell each other before a step, in host memory: no GPU waits for it."""
+    """What the workers tell each other in a step, through host memory."""
 
     def __init__(self):
         self.count = comm.get_world_size()
@@ -166,3 +174,11 @@ class _Workers:
         torch.distributed.all_gather(all_of_them, mine, group=self._group)
         counts, signals = torch.stack(all_of_them).T.tolist()
         return sum(counts) / self.count, foremost(signals)
+
+    def all(self, mine: bool) -> bool:
+        """Whether it is so on every worker: they go on together or not at all."""
+        if self.count == 1:
+            return mine
+        verdict = torch.tensor(int(mine))
+        torch.distributed.all_reduce(verdict, op=torch.distributed.ReduceOp.MIN, group=self._group)
+        return bool(verdict)

@@ -1,6 +1,7 @@
 """A whole training: everything that a config describes, put together on Detectron2's hooks."""
 
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def train(
     check_test_records(cfg)
     batch_size = cfg.dataloader.train.total_batch_size
     epoch = max(1, len(records) // batch_size)
-    max_iter = cfg.train.max_iter or round(cfg.train.epochs * epoch)
+    max_iter = cfg.train.max_iter or max(1, round(cfg.train.epochs * epoch))
 
     parallel = create_ddp_model(
         model,
@@ -216,14 +217,48 @@ def _load(cfg: DictConfig, checkpointer: Checkpointer, trainer: Trainer, *, resu
         )
     if found[0]:
         checkpointer.complete = True
-        checkpointer.resume()
+        _resume(checkpointer, trainer.optimizer)
         logger.info(f"Resuming after step {trainer.iter + 1}.")
         return trainer.iter + 1
     if resume:
         logger.info(f"{folder} holds no checkpoint: starting from the beginning.")
-    metrics = Path(folder) / METRICS_FILE
-    if comm.is_main_process() and metrics.exists():
-        # the writer appends; two trainings in one file would be one muddled curve
-        metrics.replace(metrics.with_name(f"previous_{METRICS_FILE}"))
     checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    # all have read it: it may be one of those that go
+    comm.synchronize()
+    if comm.is_main_process():
+        _set_aside(Path(folder))
     return 0
+
+
+def _resume(checkpointer: Checkpointer, optimizer: torch.optim.Optimizer) -> None:
+    """Load the last checkpoint; what it decides, and the config now says differently, is told."""
+    names = ("lr", "weight_decay")
+    wanted = [{name: group.get(name) for name in names} for group in optimizer.param_groups]
+    try:
+        path = checkpointer.resume()
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"The checkpoint in {checkpointer.save_dir} is of another optimizer ({error}): "
+            "resume with the config it was made with, or start anew in another train.output_dir."
+        ) from error
+    for group, values in zip(optimizer.param_groups, wanted):
+        found = {**group, "lr": group.get("initial_lr", group["lr"])}
+        for name in names:
+            if values[name] is not None and not math.isclose(values[name], found[name]):
+                logger.warning(
+                    f"The config's {name} {values[name]:.3g} is not used: resumed from {path}, the "
+                    f"training keeps its {found[name]:.3g}."
+                )
+                return
+
+
+def _set_aside(folder: Path) -> None:
+    """Move what an earlier training left in the folder, so that the two do not mix."""
+    old = [folder / name for name in (METRICS_FILE, RESULTS_FILE, "last_checkpoint")]
+    old = [file for file in (*old, *folder.glob("model_*.pth")) if file.exists()]
+    if old:
+        previous = folder / "previous"
+        previous.mkdir(exist_ok=True)
+        for file in old:
+            file.replace(previous / file.name)
+        logger.info(f"The checkpoints and metrics of an earlier training are now in {previous}.")
