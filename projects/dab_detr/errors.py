@@ -9,7 +9,7 @@ class InputError(Exception):
     """A mistake in a file, key or value; the message says which one and what to do."""
 
 
-def listed(names: Sequence[str], count: int | None = None) -> str:
-    """The first three of ``count`` names (default: of all that are given) and how many follow."""
-    further = (len(names) if count is None else count) - _NAMED
+def listed(names: Sequence[str]) -> str:
+    """The first three names and how many follow."""
+    further = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {further} more" if further > 0 else "")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,17 @@ def annotation(index, **values):
     return change
 
 
-def image(index, **values):
+def entry_of(name, index, /, **values):
+    """Changes fields of an entry of a section."""
+
     def change(content):
-        content["images"][index].update(values)
+        content[name][index].update(values)
 
     return change
+
+
+image = partial(entry_of, "images")
+category = partial(entry_of, "categories")
 
 
 def section(name, value):
@@ -59,13 +66,6 @@ def section(name, value):
         content[name] = value
         if value is None:
             del content[name]
-
-    return change
-
-
-def category(index, **values):
-    def change(content):
-        content["categories"][index].update(values)
 
     return change
 

@@ -229,11 +229,13 @@ def clean_records(records: Iterable[dict]) -> tuple[list[dict], Findings]:
             findings.note(MISSING, file_name)
             continue
         if "annotations" in record:
-            annotations = [
-                cleaned
-                for annotation in record["annotations"]
-                if (cleaned := _clean(annotation, record, findings)) is not None
-            ]
+            annotations = []
+            for annotation in record["annotations"]:
+                cleaned, found = _clean(annotation, record)
+                if found is not None:
+                    findings.note(found, f"{annotation.get('bbox')} in {file_name or '?'}")
+                if cleaned is not None:
+                    annotations.append(cleaned)
             if not annotations:
                 findings.note(EMPTY, file_name)
             record = {**record, "annotations": annotations}
@@ -241,30 +243,27 @@ def clean_records(records: Iterable[dict]) -> tuple[list[dict], Findings]:
     return kept, findings
 
 
-def _clean(annotation: dict, record: dict, findings: Findings) -> dict | None:
-    """The annotation with its box inside the image; None if there is nothing to learn from it."""
-    where = f"{annotation.get('bbox')} in {record.get('file_name', '?')}"
+def _clean(annotation: dict, record: dict) -> tuple[dict | None, str | None]:
+    """The annotation with its box inside the image, None if there is nothing to learn from it; and
+    what was found, if anything."""
     if annotation.get("iscrowd"):
-        findings.note(CROWDS, where)
-        return None
+        return None, CROWDS
     if annotation["bbox_mode"] not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
-        return annotation
+        return annotation, None
     box = [float(x) for x in annotation["bbox"]]
-    if not all(map(math.isfinite, box)):
-        findings.note(NOT_FINITE, where)
-        return None
     clipped = _clip(box, annotation["bbox_mode"], record.get("width"), record.get("height"))
     if clipped is None:
-        findings.note(DROPPED, where)
-        return None
+        return None, DROPPED if all(map(math.isfinite, box)) else NOT_FINITE
     if clipped == box:
-        return annotation
-    findings.note(CLIPPED, where)
-    return {**annotation, "bbox": clipped}
+        return annotation, None
+    return {**annotation, "bbox": clipped}, CLIPPED
 
 
 def _clip(box: list[float], mode: BoxMode, width: float | None, height: float | None):
-    """The part of a box that lies in the image, in the same mode; None if there is none."""
+    """The part of a box that lies in the image, in the same mode; None if there is none, or the box
+    is not finite."""
+    if not all(map(math.isfinite, box)):
+        return None
     left, top, right, bottom = box
     if mode == BoxMode.XYWH_ABS:
         right, bottom = left + right, top + bottom
@@ -361,8 +360,6 @@ def write_ground_truth(content: dict[str, Any], path: str | os.PathLike) -> None
     for annotation in content["annotations"]:
         image = images[annotation["image_id"]]
         box = [float(x) for x in annotation["bbox"]]
-        if not all(map(math.isfinite, box)):
-            continue
         box = _clip(box, BoxMode.XYWH_ABS, image["width"], image["height"])
         if box is not None:
             defaults = {"area": box[2] * box[3], "iscrowd": 0}

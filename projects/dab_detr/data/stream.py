@@ -135,14 +135,20 @@ class UnreadableImages:
         )
 
 
-@contextlib.contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Inside, ``random``, ``numpy.random`` and torch's CPU generator follow from the numbers."""
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+def seed_generators(*numbers: int) -> int:
+    """Seed ``random``, ``numpy.random`` and torch's CPU generator; returns torch's seed."""
     first, second, third = np.random.SeedSequence(numbers).generate_state(3).tolist()
     random.seed(first)
     np.random.seed(second)
     torch.default_generator.manual_seed(third)
+    return third
+
+
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Inside, ``random``, ``numpy.random`` and torch's CPU generator follow from the numbers."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    seed_generators(*numbers)
     try:
         yield
     finally:

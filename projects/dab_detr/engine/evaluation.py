@@ -1,5 +1,6 @@
 """Evaluation with Detectron2's evaluators, and its results as a file and a table."""
 
+import contextlib
 import copy
 import json
 import math
@@ -54,6 +55,15 @@ def evaluate(
     return results
 
 
+def read_results(path: Path, step: int) -> dict[str, Any] | None:
+    """What :func:`evaluate` has written, if there is such a file and it is of this step."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(path.read_text())
+        if content["step"] == step:
+            return _with_nan(content["results"])
+    return None
+
+
 def _run(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     loader = instantiate(cfg.dataloader.test)
     try:
@@ -92,3 +102,10 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    """The reverse of :func:`_without_nan`."""
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value

@@ -1,7 +1,5 @@
 """What happens around the steps of a training: averages, evaluations, the best weights, the end."""
 
-import contextlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dab_detr.checkpoint import Checkpointer
+from dab_detr.engine.evaluation import read_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
 
 
@@ -151,7 +150,7 @@ class Evaluation(EvalHook):
         step = self.trainer.start_iter
         if step == 0 or step >= self.trainer.max_iter:
             return
-        results = comm.all_gather(self._written_results(step))[0]
+        results = comm.all_gather(read_results(self._results_file, step))[0]
         if results is None:
             if step % self._period:
                 return
@@ -169,14 +168,6 @@ class Evaluation(EvalHook):
         except TrainingStopped:
             self._save()
             raise
-
-    def _written_results(self, step: int) -> dict | None:
-        """What the file holds, if it is of this step."""
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(self._results_file.read_text())
-            if content["step"] == step:
-                return _with_nan(content["results"])
-        return None
 
     def _evaluate(self) -> dict:
         return self._evaluate_at(min(self.trainer.iter + 1, self.trainer.max_iter))
@@ -227,10 +218,3 @@ class StopOnSignal(HookBase):
         if comm.is_main_process():
             iteration = self.trainer.iter
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-
-
-def _with_nan(value):
-    """JSON's null stands for the NaN of a metric that the data set does not have."""
-    if isinstance(value, dict):
-        return {key: _with_nan(item) for key, item in value.items()}
-    return math.nan if value is None else value

@@ -1,11 +1,9 @@
 """One optimisation step: micro-batches, mixed precision on any device, a bound on the gradient."""
 
 import contextlib
-import random
 import time
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
@@ -13,6 +11,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dab_detr.data.stream import seed_generators
 from dab_detr.engine.interruption import Interruption, foremost
 from dab_detr.engine.nonfinite import NonFiniteSteps
 
@@ -87,7 +86,8 @@ class Trainer(SimpleTrainer):
         batches = [next(self._data_loader_iter) for _ in range(self.accumulate)]
         data_time = time.perf_counter() - start
 
-        self._seed_step()
+        # torch.manual_seed reaches the GPUs' generators, too
+        torch.manual_seed(seed_generators(self.seed, self.iter, comm.get_rank(), 1))
         boxes = sum(len(image["instances"]) for batch in batches for image in batch)
         num_boxes, self._known_signal = self._workers.exchange(boxes, self.interruption.signum or 0)
         self.optimizer.zero_grad()
@@ -129,13 +129,6 @@ class Trainer(SimpleTrainer):
         else:
             is_finite = bool((total + norm).isfinite())
         return self._workers.all(is_finite)
-
-    def _seed_step(self) -> None:
-        numbers = np.random.SeedSequence((self.seed, self.iter, comm.get_rank(), 1))
-        first, second, third = numbers.generate_state(3).tolist()
-        random.seed(first)
-        np.random.seed(second)
-        torch.manual_seed(third)
 
     def state_dict(self) -> dict:
         return {

@@ -73,7 +73,7 @@ def train(
     folder = Path(cfg.train.output_dir)
     try:
         checkpoint_activations(model, **cfg.train.activation_checkpointing)
-        average = _moving_average(cfg, model)
+        average = MovingAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     except ValueError as error:
         raise InputError(str(error)) from error
     _scale_learning_rate(cfg)
@@ -171,10 +171,6 @@ def train(
     )
     trainer.train(start_iter, max_iter)
     return results
-
-
-def _moving_average(cfg: DictConfig, model: nn.Module) -> MovingAverage | None:
-    return MovingAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
 
 
 def _scale_learning_rate(cfg: DictConfig) -> None:

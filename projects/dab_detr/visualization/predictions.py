@@ -16,8 +16,12 @@ from torch import nn
 
 from dab_detr.data.images import read_image
 
-# Images smaller than this are enlarged, so that labels do not cover what they name.
 _LEAST_SIDE = 480
+
+
+def drawing_scale(image: np.ndarray) -> float:
+    """By what a small image is enlarged, so that labels do not cover what they name."""
+    return max(1.0, _LEAST_SIDE / min(image.shape[:2]))
 
 
 def draw_predictions(
@@ -73,7 +77,7 @@ def predictions(
     with closing(_predict(model, loader)) as outputs:
         for record, instances in islice(outputs, count):
             image = read_image(record["file_name"], size=(record["height"], record["width"]))
-            scale = max(1.0, _LEAST_SIDE / min(image.shape[:2]))
+            scale = drawing_scale(image)
             left, right = (Visualizer(image, metadata, scale, mode) for _ in range(2))
             instances = instances[instances.scores >= score_threshold]
             predicted = left.draw_instance_predictions(instances)

@@ -14,9 +14,7 @@ from PIL import Image
 from dab_detr.data.stream import UnreadableImages
 from dab_detr.engine.datasets import check_datasets, dataset_names, prepare_training_records
 from dab_detr.engine.loader import build, build_train_loader
-
-# Images smaller than this are enlarged, so that labels do not cover what they name.
-_LEAST_SIDE = 480
+from dab_detr.visualization.predictions import drawing_scale
 
 
 def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> list[Path]:
@@ -46,8 +44,7 @@ def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> l
     files = []
     for number, sample in enumerate(islice(_samples(UnreadableImages(loader, limit)), count)):
         image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
-        scale = max(1.0, _LEAST_SIDE / min(image.shape[:2]))
-        visualizer = Visualizer(image, metadata, scale)
+        visualizer = Visualizer(image, metadata, drawing_scale(image))
         objects = sample["instances"]
         visualizer.overlay_instances(
             boxes=objects.gt_boxes,
