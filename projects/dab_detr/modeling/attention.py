@@ -14,14 +14,15 @@ def _multi_head_attention(
     """Softmax attention over heads that lie side by side in the last dimension.
 
     Args:
-        query: ``(B, Q, num_heads * c)``. key: ``(B, N, num_heads * c)``.
-        value: ``(B, N, num_heads * d)``.
+        query: ``(B, Q, num_heads * c)``, or ``(1, Q, num_heads * c)`` for all images.
+        key: ``(B, N, num_heads * c)``. value: ``(B, N, num_heads * d)``.
         mask: bool ``(B, 1, 1, N)``, True where a key takes part; None: all do.
         dropout: probability with which an attention weight is dropped.
 
     Returns:
         ``(B, Q, num_heads * d)``.
     """
+    query = query.expand(len(key), -1, -1)
     heads = [x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)]
     out = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
     return out.transpose(1, 2).flatten(-2)
@@ -127,11 +128,14 @@ class ModulatedCrossAttention(nn.Module):
     ) -> Tensor:
         """Attend from the queries to the encoder's memory.
 
+        What is the same for all images may come once, with a batch dimension of 1.
+
         Args:
-            content, position: content and positional queries, ``(B, Q, D)``.
+            content, position: content and positional queries, ``(B or 1, Q, D)``.
             query_encoding: sine encoding of the anchors' centres, scaled and modulated,
-                ``(B, Q, D)``.
-            memory: ``(B, N, D)``. key_encoding: sine encoding of its cells, ``(B, N, D)``.
+                ``(B or 1, Q, D)``.
+            memory: ``(B, N, D)``.
+            key_encoding: sine encoding of its cells, ``(B or 1, N, D)``.
             mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all are.
 
         Returns:
@@ -160,5 +164,6 @@ class ModulatedCrossAttention(nn.Module):
 
     def _join(self, content: Tensor, position: Tensor) -> Tensor:
         """Two ``(B, N, H * c)`` to ``(B, N, H * 2c)``, each head ``[content | position]``."""
-        halves = [x.unflatten(-1, (self.num_heads, -1)) for x in (content, position)]
+        halves = torch.broadcast_tensors(content, position)
+        halves = [x.unflatten(-1, (self.num_heads, -1)) for x in halves]
         return torch.cat(halves, dim=-1).flatten(-2)

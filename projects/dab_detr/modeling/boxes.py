@@ -38,12 +38,16 @@ def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
         ``(...)`` in -1..1; two empty boxes at one place count as 0, never NaN.
     """
     tiny = torch.finfo(boxes1_xyxy.dtype).tiny
-    top_left1, bottom_right1 = boxes1_xyxy.split(2, dim=-1)
-    top_left2, bottom_right2 = boxes2_xyxy.split(2, dim=-1)
-    area1 = (bottom_right1 - top_left1).prod(-1)
-    area2 = (bottom_right2 - top_left2).prod(-1)
-    overlap = torch.min(bottom_right1, bottom_right2) - torch.max(top_left1, top_left2)
-    intersection = overlap.clamp(min=0).prod(-1)
+    # coordinate by coordinate: products over a dimension of 2 are slow, and their gradient would
+    # ask the GPU whether a factor is zero
+    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
+    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
+    width = torch.min(right1, right2) - torch.max(left1, left2)
+    height = torch.min(bottom1, bottom2) - torch.max(top1, top2)
+    intersection = width.clamp(min=0) * height.clamp(min=0)
+    area1 = (right1 - left1) * (bottom1 - top1)
+    area2 = (right2 - left2) * (bottom2 - top2)
     union = area1 + area2 - intersection
-    hull = (torch.max(bottom_right1, bottom_right2) - torch.min(top_left1, top_left2)).prod(-1)
+    hull_width = torch.max(right1, right2) - torch.min(left1, left2)
+    hull = hull_width * (torch.max(bottom1, bottom2) - torch.min(top1, top2))
     return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed
-from fvcore.nn import sigmoid_focal_loss
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -77,10 +77,21 @@ class SetCriterion(nn.Module):
         }
 
     def _class_loss(self, class_logits: Tensor, matches: Matches, targets: Targets) -> Tensor:
-        """Focal loss summed over images, queries and classes: ``(L,)``."""
-        wanted = torch.zeros_like(class_logits)
-        wanted[matches.layer, matches.image, matches.query, targets.labels[matches.target]] = 1
-        loss = sigmoid_focal_loss(class_logits, wanted, self.focal_alpha, self.focal_gamma)
+        """Focal loss (Lin et al., 2017, equation 5) over images, queries and classes: ``(L,)``.
+
+        Without a dense tensor of labels: nearly all logits belong to no object, so all are taken
+        so, and then the matched ones replaced.
+        """
+        label = targets.labels[matches.target]
+        matched = (matches.layer, matches.image, matches.query, label)
+        # not softplus, which is 0 at -inf: a prediction that is not finite has to be seen
+        cross_entropy = class_logits - F.logsigmoid(class_logits)
+        prob = class_logits.sigmoid()
+        loss = (1 - self.focal_alpha) * prob**self.focal_gamma * cross_entropy
+        logits = class_logits[matched]
+        loss[matched] = (
+            -self.focal_alpha * (-logits).sigmoid() ** self.focal_gamma * F.logsigmoid(logits)
+        )
         return loss.flatten(1).sum(1)
 
     def _box_losses(

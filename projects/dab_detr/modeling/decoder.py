@@ -147,7 +147,8 @@ class Decoder(nn.Module):
         """Send the queries through the layers.
 
         Args:
-            content: ``(B, Q, D)``. anchor_logits: float32 ``(B, Q, query_dim)``.
+            content: ``(B, Q, D)``. anchor_logits: float32 ``(B, Q, query_dim)``. Queries that are
+                the same for all images may come once, with a batch dimension of 1.
             memory, key_encoding, mask: see :class:`ModulatedCrossAttention`.
             all_layers: predict from every layer (training) or from the last one only.
 

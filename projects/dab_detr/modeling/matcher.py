@@ -102,14 +102,19 @@ class HungarianMatcher(nn.Module):
         prob = logits.sigmoid()
         positive = self.focal_alpha * (1 - prob) ** self.focal_gamma * -(prob + 1e-8).log()
         negative = (1 - self.focal_alpha) * prob**self.focal_gamma * -(1 - prob + 1e-8).log()
-        predicted = boxes_cxcywh.float()[:, image]  # (L, T, Q, 4)
-        wanted = targets.boxes_cxcywh[:, None, :]  # (T, 1, 4)
-        distance = (predicted - wanted).abs().sum(-1)
+        predicted, wanted = boxes_cxcywh.float(), targets.boxes_cxcywh
+        distance = _of_pairs(predicted, image) - wanted.T[:, None, :, None]
         overlap = generalized_iou(
-            box_convert(predicted, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
+            _of_pairs(box_convert(predicted, "cxcywh", "xyxy"), image).movedim(0, -1),
+            box_convert(wanted, "cxcywh", "xyxy")[:, None, :],
         )
         return (
             self.class_weight * (positive - negative).transpose(0, 1)
-            + self.bbox_weight * distance
+            + self.bbox_weight * distance.abs().sum(0)
             - self.giou_weight * overlap
         )
+
+
+def _of_pairs(boxes: Tensor, image: Tensor) -> Tensor:
+    """``(L, B, Q, 4)`` to ``(4, L, T, Q)``: each coordinate contiguous, which is half the time."""
+    return boxes.movedim(-1, 0).contiguous()[:, :, image]

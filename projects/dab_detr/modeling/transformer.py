@@ -63,6 +63,7 @@ class DABTransformer(nn.Module):
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it has to be at least 1.")
+        self.dropout = dropout
         self.input_proj = nn.Conv2d(in_channels, d_model, kernel_size=1)
         self.key_encoding = SineKeyEncoding(d_model, key_temperature)
         self.encoder = Encoder(num_encoder_layers, d_model, num_heads, ffn_dim, dropout)
@@ -124,10 +125,13 @@ class DABTransformer(nn.Module):
             padding_mask = features.new_zeros((1, height, width), dtype=torch.bool)
         else:
             mask = ~padding_mask.flatten(1)[:, None, None, :]  # (B, 1, 1, hw)
+        # (B, hw, D); without padding (1, hw, D), the same for all images
         key_encoding = self.key_encoding(padding_mask).flatten(1, 2).to(cells.dtype)
-        key_encoding = key_encoding.expand(batch_size, -1, -1)  # (B, hw, D)
         memory = self.encoder(cells, key_encoding, mask)
-        content, anchor_logits = self.anchors(batch_size)
+        # All images start with the same queries, so that the first layer's self-attention is
+        # computed once; only dropout would tell them apart.
+        alike = not (self.training and self.dropout)
+        content, anchor_logits = self.anchors(1 if alike else batch_size)
         return self.decoder(
             content.to(memory.dtype),
             anchor_logits,

@@ -1,0 +1,125 @@
+"""What a run of the benchmark found, as a table and as JSON."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from dab_detr.benchmark.turns import Contestant
+
+
+def rows(
+    contestants: Sequence[Contestant],
+    *,
+    images: int,
+    flops: float | None = None,
+    matrix: Contestant | None = None,
+) -> list[dict[str, Any]]:
+    """One row a contestant, in seconds, bytes and operations (a multiply-add is two).
+
+    Args:
+        images: that a run processes.
+        flops: of a run; None leaves the rates out.
+        matrix: the matrix product that took turns with them.
+    """
+    last = contestants[-1].median
+    peak = None
+    if matrix is not None:
+        peak = matrix.outcome["flops"].item() / matrix.median
+    found = []
+    for contestant in contestants:
+        row = {
+            "contestant": contestant.name,
+            "median_s": contestant.median,
+            "fastest_s": min(contestant.seconds),
+            "slowest_s": max(contestant.seconds),
+            "ratio": last / contestant.median,
+            "images_per_s": images / contestant.median,
+            "peak_memory_bytes": contestant.peak_memory,
+        }
+        if flops is not None:
+            row["flops_per_s"] = flops / contestant.median
+            if peak:
+                row["share_of_matrix_rate"] = row["flops_per_s"] / peak
+        found.append(row)
+    return found
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rows for people, in Markdown."""
+    columns = {
+        "contestant": lambda row: row["contestant"],
+        "median (from-to), s": lambda row: (
+            f"{row['median_s']:.3g} ({row['fastest_s']:.3g}-{row['slowest_s']:.3g})"
+        ),
+        f"{found[-1]['contestant']} / this": lambda row: f"{row['ratio']:.2f}",
+        "images/s": lambda row: f"{row['images_per_s']:.3g}",
+        "peak memory, GB": lambda row: (
+            "not measured"
+            if row["peak_memory_bytes"] is None
+            else f"{row['peak_memory_bytes'] / 1e9:.2f}"
+        ),
+    }
+    if "flops_per_s" in found[0]:
+        columns["GFLOP/s"] = lambda row: f"{row['flops_per_s'] / 1e9:.0f}"
+    if "share_of_matrix_rate" in found[0]:
+        columns["of matrix rate"] = lambda row: f"{100 * row['share_of_matrix_rate']:.0f} %"
+    lines = [[cell(row) for cell in columns.values()] for row in found]
+    return tabulate(lines, list(columns), tablefmt="github", disable_numparse=True)
+
+
+def disagreements(
+    outcomes: Mapping[str, Mapping[str, Tensor]],
+    reference: Mapping[str, Tensor],
+    limits: Mapping[str, float],
+) -> list[str]:
+    """Which contestants give other numbers than the reference, one sentence each.
+
+    Args:
+        outcomes: by contestant. reference: what they have to agree with.
+        limits: the largest difference allowed, by a name in the outcomes; ``*`` is for the others.
+            Differences are relative to the reference's largest value where that is above 1.
+    """
+    found = []
+    for contestant, outcome in outcomes.items():
+        for name, expected in reference.items():
+            actual = outcome[name]
+            if actual.shape != expected.shape:
+                found.append(f"{contestant}: {name} has the shape {tuple(actual.shape)}.")
+                continue
+            scale = max(1.0, expected.abs().max().item())
+            error = ((actual.float() - expected.float()).abs().max() / scale).item()
+            limit = limits.get(name, limits["*"])
+            # a NaN is a disagreement, too
+            if not error <= limit:
+                found.append(f"{contestant}: {name} differs by {error:.2g}, more than {limit:g}.")
+    return found
+
+
+def machine(device: str) -> dict[str, str]:
+    """Where and with what the figures were measured."""
+    if device.startswith("cuda"):
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor = f"{_processor()}, {torch.get_num_threads()} threads"
+    return {
+        "device": processor,
+        "system": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda if device.startswith("cuda") else "not used",
+    }
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
