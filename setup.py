@@ -18,8 +18,9 @@ CONFIGS = config_packages()
 TIMM = ["timm>=1.0"]
 FAST_EVAL = ["faster-coco-eval>=1.6"]
 SLURM = ["submitit>=1.5"]
+BENCHMARK = ["transformers>=5"]
 # transformers is the second witness of the model's numbers; scikit-learn has handwritten digits
-TEST = ["pytest>=8", "transformers>=5", "scikit-learn", *TIMM, *FAST_EVAL, *SLURM]
+TEST = ["pytest>=8", "scikit-learn", *TIMM, *FAST_EVAL, *SLURM, *BENCHMARK]
 
 setup(
     name="dab_detr",
@@ -53,6 +54,7 @@ setup(
         "timm": TIMM,
         "fast-eval": FAST_EVAL,
         "slurm": SLURM,
+        "benchmark": BENCHMARK,
         "test": TEST,
         "dev": [*TEST, "ruff"],
     },

@@ -12,6 +12,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import torch
+
 from dab_detr.benchmark.contestants import DTYPES
 from dab_detr.benchmark.modes import MODES, Disagreement
 from dab_detr.benchmark.report import machine, table
@@ -49,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     # the contestants' processes would each repeat what libraries warn of
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
+        if args.device != "cpu" and not torch.cuda.is_available():
+            raise InputError(f"--device {args.device}: PyTorch sees no GPU.")
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             # tracing speaks of every shape that it takes as fixed
             warnings.simplefilter("ignore")

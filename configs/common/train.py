@@ -17,6 +17,8 @@ train = dict(
     auto_scale_lr=dict(enabled=False, base_batch_size=16),
     # float16 (with a gradient scaler) or bfloat16
     amp=dict(enabled=False, dtype="float16"),
+    # compiles the transformer for training, which takes minutes at the first step
+    compile=False,
     # computes these again in the backward pass instead of keeping them
     activation_checkpointing=dict(backbone=False, encoder=False, decoder=False),
     # of all gradients together; 0 switches it off

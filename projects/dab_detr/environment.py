@@ -13,7 +13,7 @@ _OPTIONAL = {
     "timm": "backbones of timm, ViT and MViTv2",
     "faster-coco-eval": "quicker evaluation",
     "submitit": "training under SLURM",
-    "transformers": "comparing with its DAB-DETR in the tests",
+    "transformers": "comparing with its DAB-DETR in tests and benchmark",
     "pytest": "running the tests",
     "ruff": "checking the style",
 }

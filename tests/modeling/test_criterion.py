@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
 
@@ -185,3 +186,30 @@ def test_losses_under_half_precision_are_float32():
     for name, loss in mixed.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, exact[name], rtol=5e-2, atol=1e-2)
+
+
+class OperationNames(TorchDispatchMode):
+    """Notes the names of all operations, those of the backward pass included."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.add(operation.overloadpacket.__name__)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_the_device_once(monkeypatch):
+    """These operations would make it wait for a GPU; the copy of the costs is the one wait."""
+    copies = []
+    to_host = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (copies.append(x), to_host(x))[1])
+    class_logits, box_logits, targets = random_case((3, 0, 2), 6)
+    with OperationNames() as operations:
+        losses = SetCriterion(HungarianMatcher())(class_logits, box_logits, targets, 5.0)
+        sum(losses.values()).backward()
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal"}
+    assert "index_put_" in operations.names
+    assert not operations.names & waiting
+    assert len(copies) == 1

@@ -108,3 +108,30 @@ def test_a_model_in_half_precision_runs(small_transformer, dtype):
     class_logits, box_logits = model(torch.randn(1, 8, 4, 4, dtype=dtype))
     assert class_logits.isfinite().all()
     assert box_logits.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_dropout_tells_images_apart_and_nothing_else_does(small_transformer):
+    features = torch.randn(1, 8, 3, 4).expand(2, -1, -1, -1)
+    for dropout in (0.0, 0.5):
+        # without an encoder only the decoder's dropout is left
+        model = small_transformer(dropout=dropout, num_encoder_layers=0).train()
+        content = []
+        model.decoder.layers[0].cross_attention.register_forward_pre_hook(
+            lambda module, args, content=content: content.append(args[0])
+        )
+        class_logits, _ = model(features)
+        first, second = content[0].expand(2, -1, -1)
+        assert torch.equal(first, second) == (dropout == 0)
+        assert torch.equal(class_logits[:, 0], class_logits[:, 1]) == (dropout == 0)
+
+
+@torch.no_grad()
+def test_the_first_self_attention_is_computed_once_for_all_images(small_transformer):
+    model = small_transformer().eval()
+    seen = []
+    model.decoder.layers[0].self_attention.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].shape)
+    )
+    model(torch.randn(5, 8, 3, 4))
+    assert seen == [(1, 10, 32)]

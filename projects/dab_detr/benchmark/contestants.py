@@ -4,6 +4,7 @@ Each function is called in the process of a contestant and gives its work; all s
 images and objects.
 """
 
+import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +19,7 @@ from torchvision.ops import box_convert
 from dab_detr.benchmark.turns import Work
 from dab_detr.checkpoint.writing import write_hf
 from dab_detr.config import get_config
+from dab_detr.errors import InputError
 from dab_detr.inference.copy import inference_copy
 from dab_detr.modeling.folding import fold_frozen_norms
 from dab_detr.modeling.meta_arch import DABDETR
@@ -59,8 +61,10 @@ def write_weights(setting: Setting) -> DABDETR:
         The model, in evaluation mode on the CPU.
 
     Raises:
-        InputError: if transformers has no such model.
+        InputError: if transformers is missing or has no such model.
     """
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError("This compares with transformers: pip install 'dab_detr[benchmark]'.")
     torch.manual_seed(0)
     cfg = get_config(setting.config_file, setting.overrides)
     model = instantiate(cfg.model).eval()

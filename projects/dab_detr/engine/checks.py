@@ -7,6 +7,7 @@ import os
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
 from dab_detr.engine.coco_evaluator import find_cocoeval
 from dab_detr.engine.datasets import check_datasets
@@ -125,6 +126,8 @@ def _check_training(cfg: DictConfig) -> None:
             f"train.auto_scale_lr.base_batch_size is {scaling.base_batch_size!r}; a whole number "
             "from 1 is needed."
         )
+    if cfg.train.compile:
+        require_compiler(device_of(cfg), "train.compile=True")
     if not isinstance(cfg.train.seed, int):
         raise InputError(f"train.seed is {cfg.train.seed!r}; a whole number is needed.")
 

@@ -17,6 +17,8 @@ from torch import nn
 from dab_detr.data.images import UnreadableImage
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
+from dab_detr.inference.copy import inference_copy
+from dab_detr.modeling.meta_arch import DABDETR
 
 RESULTS_FILE = "evaluation.json"
 
@@ -31,7 +33,7 @@ def evaluate(
     """Run ``cfg.dataloader.evaluator`` over ``cfg.dataloader.test``; write ``evaluation.json``.
 
     Args:
-        model: on its device; its training mode is kept.
+        model: on its device; it is left as it is.
         step: noted in the file.
         averaged: the same model with averaged weights; its tasks end in "_ema".
 
@@ -65,6 +67,8 @@ def read_results(path: Path, step: int) -> dict[str, Any] | None:
 
 
 def _run(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, DABDETR):
+        model = inference_copy(model)
     loader = instantiate(cfg.dataloader.test)
     try:
         results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dab_detr.allocator import keep_freed_memory
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.config import config_file, get_config
 from dab_detr.engine.checks import check, device_of
@@ -155,8 +156,10 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
         logging.getLogger("dab_detr").setLevel(logging.INFO)
         logging.getLogger("dab_detr").handlers = logging.getLogger("detectron2").handlers
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
-        if device.type == "cpu" and cfg.train.device == "auto":
-            logger.info("No GPU was found: running on the CPU.")
+        if device.type == "cpu":
+            keep_freed_memory()
+            if cfg.train.device == "auto":
+                logger.info("No GPU was found: running on the CPU.")
         model = build(cfg, "model").to(device)
         if args.eval_only:
             check_test_records(cfg)

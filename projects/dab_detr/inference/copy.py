@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from dab_detr.compiling import require_compiler
 from dab_detr.modeling.folding import fold_norms
 from dab_detr.modeling.meta_arch import DABDETR
 
@@ -15,7 +16,7 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
     channels last. Results differ from the model's by rounding only.
 
     Args:
-        model: on any device, not wrapped and not compiled.
+        model: on any device.
         compile: also compile the backbone and the transformer with the weights as constants. The
             first call, which has to be under :func:`torch.no_grad`, then takes minutes on a CPU;
             the second size of images another few, after which all sizes are taken.
@@ -27,6 +28,7 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
 
     Raises:
         ValueError: if CUDA graphs are wanted without compiling.
+        InputError: if a CPU's model is to be compiled and there is no C++ compiler.
     """
     if cuda_graphs and not compile:
         raise ValueError("inference_copy: cuda_graphs=True needs compile=True.")
@@ -34,6 +36,7 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
     fold_norms(copied)
     copied.to(memory_format=torch.channels_last)
     if compile:
+        require_compiler(model.device, "inference_copy: compile=True")
         options = {"freezing": True, "triton.cudagraphs": cuda_graphs}
         for part in (copied.backbone, copied.transformer):
             part.compile(options=options)

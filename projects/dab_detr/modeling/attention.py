@@ -23,9 +23,16 @@ def _multi_head_attention(
         ``(B, Q, num_heads * d)``.
     """
     query = query.expand(len(key), -1, -1)
-    heads = [x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)]
-    out = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
-    return out.transpose(1, 2).flatten(-2)
+    query, key, value = (
+        x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )
+    width = value.shape[-1]
+    # The kernels that never write down the attention weights want all heads equally wide; a third
+    # of the time on a CPU. A trace, to count operations or to export, is better without zeros.
+    if width < query.shape[-1] and not torch.jit.is_tracing():
+        value = F.pad(value, (0, query.shape[-1] - width))
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return out[..., :width].transpose(1, 2).flatten(-2)
 
 
 class EncoderSelfAttention(nn.Module):

@@ -32,7 +32,9 @@ def fold_frozen_norms(module: nn.Module) -> None:
     """
     for name, child in module.named_children():
         if _has_norm(child, FrozenBatchNorm2d):
-            setattr(module, name, _like(child, FoldedConv2d))
+            folded = _like(child, FoldedConv2d, norm=child.norm)
+            folded.weight, folded.bias = child.weight, child.bias
+            setattr(module, name, folded)
         else:
             fold_frozen_norms(child)
 
@@ -40,12 +42,13 @@ def fold_frozen_norms(module: nn.Module) -> None:
 def fold_norms(module: nn.Module) -> None:
     """Merge batch norms into the weights of Detectron2's convolutions before them, for good.
 
-    For inference: the state dict has no norms any more, but biases.
+    For inference: the state dict has biases instead of norms.
     """
-    for child in module.modules():
+    for name, child in module.named_children():
         if _has_norm(child, FrozenBatchNorm2d, nn.BatchNorm2d):
             norm = child.norm
-            child.weight, child.bias = fuse_conv_bn_weights(
+            folded = _like(child, Conv2d, norm=None)
+            folded.weight, folded.bias = fuse_conv_bn_weights(
                 child.weight,
                 child.bias,
                 norm.running_mean,
@@ -54,15 +57,17 @@ def fold_norms(module: nn.Module) -> None:
                 norm.weight,
                 norm.bias,
             )
-            child.norm = None
+            setattr(module, name, folded)
+        else:
+            fold_norms(child)
 
 
 def _has_norm(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     return isinstance(module, Conv2d) and isinstance(module.norm, kinds)
 
 
-def _like(conv: Conv2d, kind: type[Conv2d]) -> Conv2d:
-    """A convolution of another class that shares the given one's weights and norm."""
+def _like(conv: Conv2d, kind: type[Conv2d], norm: nn.Module | None) -> Conv2d:
+    """A convolution of another class, but for its weights."""
     made = kind(
         conv.in_channels,
         conv.out_channels,
@@ -71,11 +76,8 @@ def _like(conv: Conv2d, kind: type[Conv2d]) -> Conv2d:
         conv.padding,
         conv.dilation,
         conv.groups,
-        bias=False,
-        padding_mode=conv.padding_mode,
         device="meta",
-        norm=conv.norm,
+        norm=norm,
         activation=conv.activation,
     )
-    made.weight, made.bias = conv.weight, conv.bias
     return made.train(conv.training)

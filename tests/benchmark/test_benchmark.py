@@ -1,0 +1,175 @@
+"""The benchmark: contestants agree, or it says who does not; figures add up."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from counting import count_up
+
+from dab_detr.benchmark import contestants as models
+from dab_detr.benchmark import losses
+from dab_detr.benchmark.report import disagreements, rows, table
+from dab_detr.benchmark.turns import Contestant, ContestantFailed, take_turns
+
+CONFIG = str(Path(__file__).parents[1] / "data" / "bench_config.py")
+
+
+@pytest.fixture
+def setting(tmp_path):
+    """Of two small images, with the weights written."""
+    setting = models.Setting(tmp_path, CONFIG, [], 2, 64, 96, "cpu", "float32")
+    models.write_weights(setting)
+    return setting
+
+
+def assert_same(actual, expected, rtol=1e-4):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=rtol, atol=1e-5, msg=name)
+
+
+def test_all_predict_the_same(setting):
+    expected = models.infer_transformers(setting).outcome()
+    assert expected["class logits"].shape == (2, 20, 5)
+    # the weights are not those of a start, where every box is its anchor
+    assert expected["boxes"].std(dim=0).max() > 1e-4
+    assert_same(models.infer_ours(setting).outcome(), expected)
+    assert_same(models.infer_ours(setting, fast=True).outcome(), expected)
+
+
+def test_all_train_the_same(setting):
+    expected = models.train_transformers(setting).outcome()
+    assert_same(models.train_ours(setting).outcome(), expected)
+    assert_same(models.train_ours(setting, fold=True).outcome(), expected)
+
+
+def test_a_training_step_changes_the_weights_that_learn(setting):
+    for prepare in (models.train_ours, models.train_transformers):
+        work = prepare(setting)
+        before = work.outcome()["loss"]
+        for _ in range(20):
+            work.run()
+        assert work.outcome()["loss"] < before
+
+
+@pytest.mark.parametrize("prepare", [losses.match, losses.compute_losses])
+def test_losses_at_once_and_layer_by_layer_are_the_same(prepare):
+    setting = losses.LossSetting(3, 4, queries=12, classes=6, objects=5, device="cpu")
+    outcome = prepare(setting, at_once=False).outcome()
+    assert_same(prepare(setting, at_once=True).outcome(), outcome)
+    if prepare is losses.match:
+        assert len(outcome["pairs"]) == 3 * 4 * 5
+
+
+def test_sixteen_bits_are_compared_by_scores(setting):
+    expected = models.infer_ours(setting).outcome()
+    actual = models.infer_ours(setting._replace(dtype="bfloat16"), fast=True).outcome()
+    assert actual.keys() == {"scores", "boxes"} < expected.keys()
+    for name, value in actual.items():
+        assert 0 < (value - expected[name]).abs().max() < 2e-2
+
+
+def contestants(log, **fail):
+    return [
+        Contestant(name, count_up, {"log": str(log), "name": name, "fail": fail.get(name)})
+        for name in "AB"
+    ]
+
+
+def test_they_take_turns(tmp_path):
+    found = contestants(tmp_path / "log")
+    take_turns(found, "cpu", repeats=2, warmup=1)
+    # at the end one more run each, for the memory
+    assert (tmp_path / "log").read_text() == "AB" * 3 + "AB"
+    assert [len(contestant.seconds) for contestant in found] == [2, 2]
+    assert all(contestant.outcome["answer"] == 1 for contestant in found)
+    assert all(contestant.peak_memory is None or contestant.peak_memory > 0 for contestant in found)
+
+
+def test_nothing_is_timed_before_all_agree(tmp_path):
+    found = contestants(tmp_path / "log", B="outcome")
+
+    def check():
+        outcomes = {contestant.name: contestant.outcome for contestant in found}
+        raise RuntimeError(*disagreements(outcomes, {"answer": torch.tensor(1.0)}, {"*": 0.5}))
+
+    with pytest.raises(RuntimeError, match="B: answer differs by 1, more than 0.5."):
+        take_turns(found, "cpu", repeats=1, warmup=0, check=check)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_contestant_that_fails_is_named(tmp_path):
+    with pytest.raises(ContestantFailed, match="(?s)B: .*there is no such model"):
+        take_turns(contestants(tmp_path / "log", B="prepare"), "cpu", repeats=1, warmup=0)
+
+
+def test_disagreements_are_relative_above_one_and_see_nan():
+    reference = {"loss": torch.tensor([50.0, 1.0]), "boxes": torch.tensor([0.5])}
+    outcomes = {
+        "near": {"loss": torch.tensor([50.04, 1.0]), "boxes": torch.tensor([0.5005])},
+        "far": {"loss": torch.tensor([50.06, 1.0]), "boxes": torch.tensor([float("nan")])},
+        "other": {"loss": torch.tensor([50.0]), "boxes": torch.tensor([0.5])},
+    }
+    found = disagreements(outcomes, reference, {"*": 1e-3})
+    assert [x.split(" differs")[0].split(" has")[0] for x in found] == [
+        "far: loss",
+        "far: boxes",
+        "other: loss",
+    ]
+
+
+def test_figures_add_up():
+    quick, slow = (Contestant(name, count_up, {}) for name in ("quick", "slow"))
+    quick.seconds, slow.seconds = [1.0, 3.0, 2.0], [5.0, 4.0, 9.0]
+    quick.peak_memory = 2_500_000_000
+    matrix = Contestant("matrix", count_up, {}, seconds=[0.5])
+    matrix.outcome = {"flops": torch.tensor(50.0)}
+    first, second = rows([quick, slow], images=4, flops=100.0, matrix=matrix)
+    assert (first["median_s"], first["fastest_s"], first["slowest_s"]) == (2.0, 1.0, 3.0)
+    assert (first["ratio"], second["ratio"]) == (2.5, 1.0)
+    assert first["images_per_s"] == 2.0
+    assert (first["flops_per_s"], first["share_of_matrix_rate"]) == (50.0, 0.5)
+    text = table([first, second])
+    assert "slow / this" in text and "2 (1-3)" in text
+    assert "2.50" in text and "not measured" in text
+
+
+def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
+    benchmark = load_tool("benchmark")
+    file = tmp_path / "figures.json"
+    arguments = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0", "--json", str(file)]
+    arguments += ["--size", "64", "64", "--batch", "2", "model.num_queries=16"]
+    assert benchmark.main(["infer", *arguments]) == 0
+    report = json.loads(file.read_text())
+    names = [row["contestant"] for row in report["rows"]]
+    assert names == ["as trained", "inference_copy", "transformers"]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    for row in report["rows"]:
+        assert row["images_per_s"] == pytest.approx(2 / row["median_s"])
+        assert row["flops_per_s"] > 0 and row["share_of_matrix_rate"] > 0
+    assert report["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["infer", "model.share_box_head=False"], "share_box_head"),
+        (["infer", "--config-file", "nowhere.py"], "nowhere.py"),
+        (["matcher", "model.num_querys=3"], "num_querys"),
+        (["infer", "--device", "cuda"], "GPU"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load_tool("benchmark").main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["infer", "--batch", "0"], ["infer", "--size", "9", "99"]])
+def test_wrong_usage_ends_with_two(load_tool, arguments):
+    with pytest.raises(SystemExit) as stop:
+        load_tool("benchmark").main(arguments)
+    assert stop.value.code == 2

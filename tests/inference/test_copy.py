@@ -1,0 +1,96 @@
+"""The inference copy: the same detections, the model untouched."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.layers import Conv2d
+from torch import nn
+
+from dab_detr import inference_copy
+from dab_detr.errors import InputError
+
+# two padded batches, one without padding, another padded one
+SIZES = [((64, 64), (48, 80)), ((96, 64), (80, 96)), ((64, 80), (64, 80)), ((64, 112), (96, 48))]
+
+
+@pytest.fixture
+def model(small_model):
+    """With heads and statistics as after a training, so that outputs depend on everything."""
+    model = small_model(num_queries=20, num_encoder_layers=1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean)
+    nn.init.normal_(model.transformer.decoder.class_head.weight, std=0.5)
+    nn.init.normal_(model.transformer.decoder.box_heads[0].layers[-1].weight, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def assert_same_detections(actual, expected, inputs):
+    """In any order: scores that are equal but for rounding may change places."""
+    for found, wanted in zip(actual(inputs), expected(inputs)):
+        first, second = (
+            torch.cat((x.pred_classes[:, None], x.scores[:, None], x.pred_boxes.tensor / 100), 1)
+            for x in (found["instances"], wanted["instances"])
+        )
+        distance = (first[:, None] - second[None]).abs().amax(-1)
+        assert distance.amin(0).max() < 1e-4 and distance.amin(1).max() < 1e-4
+
+
+def test_detects_the_same_and_leaves_the_model_alone(model, batch):
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    fast = inference_copy(model)
+    assert model.training and not fast.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    assert all(
+        module.weight.is_contiguous(memory_format=torch.channels_last)
+        for module in fast.modules()
+        if isinstance(module, Conv2d)
+    )
+    model.eval()
+    for sizes in SIZES:
+        assert_same_detections(fast, model, batch(sizes))
+
+
+def test_compiled_it_detects_the_same_in_all_sizes(model, batch):
+    model.eval()
+    torch._dynamo.reset()
+    fast = inference_copy(model, compile=True)
+    graphs = []
+    for sizes in SIZES:
+        assert_same_detections(fast, model, batch(sizes))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # A backbone and a transformer each for one size, for all sizes, and for all without padding,
+    # where the transformer is another. A further size makes no further graph.
+    assert graphs == [2, 4, 5, 5]
+
+
+def test_bfloat16_differs_by_less_than_a_fiftieth(model):
+    model.eval()
+    features = torch.randn(2, 24, 7, 9)
+    padding = torch.zeros(2, 7, 9, dtype=torch.bool)
+    padding[1, :, 6:] = True
+    fast = inference_copy(model)
+    with torch.no_grad():
+        expected = model.transformer(features, padding)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = fast.transformer(features, padding)
+    for found, wanted in zip(actual, expected):
+        difference = (found.float().sigmoid() - wanted.sigmoid()).abs()
+        assert difference.max() < 2e-2
+
+
+def test_what_cannot_work_is_refused(model, monkeypatch):
+    with pytest.raises(ValueError, match="compile=True"):
+        inference_copy(model, cuda_graphs=True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match="C\\+\\+ compiler"):
+        inference_copy(model, compile=True)

@@ -1,0 +1,63 @@
+"""torch.compile takes the transformer as one graph, for all sizes of images."""
+
+import copy
+
+import pytest
+import torch
+
+from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
+
+SWITCHES = [{}, {"num_patterns": 2}, {"query_dim": 2, "modulate_hw_attention": False}]
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def padding(batch, height, width):
+    mask = torch.zeros(batch, height, width, dtype=torch.bool)
+    mask[0, height - 1 :] = True
+    return mask
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_there_is_no_graph_break(small_transformer, switches, training):
+    model = small_transformer(dropout=0.0, **switches).train(training)
+    for mask in (None, padding(2, 3, 4)):
+        explained = torch._dynamo.explain(model)(torch.randn(2, 8, 3, 4), mask, all_layers=training)
+        assert explained.graph_count == 1
+        assert explained.graph_break_count == 0, explained.break_reasons
+
+
+def test_training_in_many_sizes_compiles_few_graphs_and_gives_the_same_gradients(
+    small_transformer,
+):
+    plain = small_transformer()
+    compiled = copy.deepcopy(plain)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled.compile(backend=count, dynamic=True)
+    criterion = SetCriterion(HungarianMatcher())
+    for height, width in ((3, 4), (5, 4), (6, 7), (4, 9), (8, 3)):
+        for mask in (None, padding(2, height, width)):
+            features = torch.randn(2, 8, height, width)
+            targets = Targets(torch.tensor([0, 3, 4]), torch.rand(3, 4) * 0.4 + 0.2, [1, 2])
+            for model in (plain, compiled):
+                model.zero_grad()
+                losses = criterion(*model(features, mask), targets)
+                sum(losses.values()).backward()
+            wanted = dict(plain.named_parameters())
+            for name, parameter in compiled.named_parameters():
+                torch.testing.assert_close(
+                    parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-5, msg=name
+                )
+    # one without a mask, one with
+    assert len(graphs) == 2
