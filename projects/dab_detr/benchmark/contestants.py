@@ -179,7 +179,7 @@ def train_ours(setting: Setting, *, fold: bool = False, compile: bool = False) -
     if fold:
         fold_frozen_norms(model)
     if compile:
-        model.transformer.compile()
+        model.transformer.compile(dynamic=True)
     return _training(model, lambda: sum(model(batch).values()), setting)
 
 

@@ -31,14 +31,20 @@ def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     flops = 2e9 * setting.batch * count_flops(model, setting.height, setting.width)["total"]
     exact = setting._replace(device="cpu", dtype="float32")
     reference = models.infer_ours(exact).outcome()
+    on_cpu = setting.device == "cpu"
     wanted = [
         ("as trained", models.infer_ours, {}),
         ("inference_copy", models.infer_ours, {"fast": True}),
     ]
+    if on_cpu:
+        kept = {"fast": True, "keep_memory": True}
+        wanted.append(("inference_copy, memory kept", models.infer_ours, kept))
     if args.compile:
-        wanted.append(
-            ("inference_copy, compiled", models.infer_ours, {"fast": True, "compile": True})
-        )
+        fast = {"fast": True, "compile": True}
+        wanted.append(("inference_copy, compiled", models.infer_ours, fast))
+        if on_cpu:
+            kept = {**fast, "keep_memory": True}
+            wanted.append(("inference_copy, compiled, memory kept", models.infer_ours, kept))
         wanted.append(("transformers, compiled", models.infer_transformers, {"compile": True}))
     wanted.append(("transformers", models.infer_transformers, {}))
     found = _contestants(wanted, setting, args)
@@ -54,12 +60,16 @@ def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     # PyTorch's counter sees the backward pass, fvcore's does not
     with FlopCounterMode(display=False) as counter:
         reference = plain.outcome()
+    ours = {"fold": True, "keep_memory": setting.device == "cpu"}
     wanted = [
-        ("Detectron2's layers", models.train_ours, {}),
-        ("as train_net.py", models.train_ours, {"fold": True}),
+        ("norms on their own", models.train_ours, {}),
+        ("norms folded", models.train_ours, {"fold": True}),
     ]
+    if setting.device == "cpu":
+        wanted.append(("norms folded, memory kept", models.train_ours, ours))
     if args.compile:
-        wanted.append(("train.compile=True", models.train_ours, {"fold": True, "compile": True}))
+        compiled = {**ours, "compile": True}
+        wanted.append(("the same with train.compile=True", models.train_ours, compiled))
     wanted.append(("transformers", models.train_transformers, {}))
     found = _contestants(wanted, setting, args)
     return _measure(
@@ -160,8 +170,14 @@ def _contestants(
     setting: Any,
     args: argparse.Namespace,
 ) -> list[Contestant]:
+    """All see the same; ``keep_memory`` is no matter of the model, but of its process."""
     return [
-        Contestant(name, prepare, {"setting": setting, **switches}, keep_memory=args.keep_memory)
+        Contestant(
+            name,
+            prepare,
+            {"setting": setting, **{k: v for k, v in switches.items() if k != "keep_memory"}},
+            keep_memory=args.keep_memory or switches.get("keep_memory", False),
+        )
         for name, prepare, switches in wanted
     ]
 
