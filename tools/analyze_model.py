@@ -16,7 +16,6 @@ from dab_detr.config import get_config
 from dab_detr.engine.memory import checkpoint_activations
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
-from dab_detr.modeling.folding import fold_frozen_norms
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def print_training_memory(cfg: DictConfig, model: nn.Module, args: argparse.Namespace) -> None:
     """One line, or a line of JSON."""
-    fold_frozen_norms(model)
     checkpoint_activations(model, **cfg.train.activation_checkpointing)
     dtype = AMP_DTYPES[cfg.train.amp.dtype] if cfg.train.amp.enabled else None
     count = training_memory(model.train(), args.training_memory, *args.size, amp_dtype=dtype)

@@ -41,7 +41,6 @@ def test_all_predict_the_same(setting):
 def test_all_train_the_same(setting):
     expected = models.train_transformers(setting).outcome()
     assert_same(models.train_ours(setting).outcome(), expected)
-    assert_same(models.train_ours(setting, fold=True).outcome(), expected)
 
 
 def test_a_training_step_changes_the_weights_that_learn(setting):

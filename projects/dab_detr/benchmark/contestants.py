@@ -21,7 +21,6 @@ from dab_detr.checkpoint.writing import write_hf
 from dab_detr.config import get_config
 from dab_detr.errors import InputError
 from dab_detr.inference.copy import inference_copy
-from dab_detr.modeling.folding import fold_frozen_norms
 from dab_detr.modeling.meta_arch import DABDETR
 
 OBJECTS_AN_IMAGE = 10
@@ -172,12 +171,10 @@ def infer_transformers(setting: Setting, *, compile: bool = False) -> Work:
     return Work(predict, lambda: _prediction(setting, *predict()))
 
 
-def train_ours(setting: Setting, *, fold: bool = False, compile: bool = False) -> Work:
+def train_ours(setting: Setting, *, compile: bool = False) -> Work:
     """A training step: forward, losses, backward, clipping, AdamW."""
     model = load_ours(setting).train()
     batch = training_inputs(setting, model.num_classes)
-    if fold:
-        fold_frozen_norms(model)
     if compile:
         model.transformer.compile(dynamic=True)
     return _training(model, lambda: sum(model(batch).values()), setting)

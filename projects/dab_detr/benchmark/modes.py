@@ -31,18 +31,17 @@ def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     flops = 2e9 * setting.batch * count_flops(model, setting.height, setting.width)["total"]
     exact = setting._replace(device="cpu", dtype="float32")
     reference = models.infer_ours(exact).outcome()
-    on_cpu = setting.device == "cpu"
     wanted = [
         ("as trained", models.infer_ours, {}),
         ("inference_copy", models.infer_ours, {"fast": True}),
     ]
-    if on_cpu:
+    if _gives_back(args):
         kept = {"fast": True, "keep_memory": True}
         wanted.append(("inference_copy, memory kept", models.infer_ours, kept))
     if args.compile:
         fast = {"fast": True, "compile": True}
         wanted.append(("inference_copy, compiled", models.infer_ours, fast))
-        if on_cpu:
+        if _gives_back(args):
             kept = {**fast, "keep_memory": True}
             wanted.append(("inference_copy, compiled, memory kept", models.infer_ours, kept))
         wanted.append(("transformers, compiled", models.infer_transformers, {"compile": True}))
@@ -60,16 +59,12 @@ def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     # PyTorch's counter sees the backward pass, fvcore's does not
     with FlopCounterMode(display=False) as counter:
         reference = plain.outcome()
-    ours = {"fold": True, "keep_memory": setting.device == "cpu"}
-    wanted = [
-        ("norms on their own", models.train_ours, {}),
-        ("norms folded", models.train_ours, {"fold": True}),
-    ]
-    if setting.device == "cpu":
-        wanted.append(("norms folded, memory kept", models.train_ours, ours))
+    wanted = [("memory given back", models.train_ours, {})] if _gives_back(args) else []
+    ours = {"keep_memory": setting.device == "cpu"}
+    wanted.append(("as train_net.py", models.train_ours, ours))
     if args.compile:
         compiled = {**ours, "compile": True}
-        wanted.append(("the same with train.compile=True", models.train_ours, compiled))
+        wanted.append(("the same, train.compile=True", models.train_ours, compiled))
     wanted.append(("transformers", models.train_transformers, {}))
     found = _contestants(wanted, setting, args)
     return _measure(
@@ -180,6 +175,11 @@ def _contestants(
         )
         for name, prepare, switches in wanted
     ]
+
+
+def _gives_back(args: argparse.Namespace) -> bool:
+    """Whether processes give freed memory back unless they are told not to."""
+    return args.device == "cpu" and not args.keep_memory
 
 
 def _losses(args: argparse.Namespace, prepare: Callable) -> list[dict[str, Any]]:

@@ -37,7 +37,6 @@ from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
 from dab_detr.errors import InputError
-from dab_detr.modeling.folding import fold_frozen_norms
 from dab_detr.visualization.predictions import predictions
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,6 @@ def train(
     seed = cfg.train.seed if cfg.train.seed >= 0 else comm.shared_random_seed()
     folder = Path(cfg.train.output_dir)
     try:
-        fold_frozen_norms(model)
         checkpoint_activations(model, **cfg.train.activation_checkpointing)
         average = MovingAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     except ValueError as error:
