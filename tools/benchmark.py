@@ -21,6 +21,13 @@ from dab_detr.benchmark.turns import ContestantFailed
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 
+# options that say nothing to a mode
+UNUSED = {
+    "matcher": ("size", "dtype", "compile"),
+    "criterion": ("size", "dtype", "compile"),
+    "growth": ("size", "batch", "compile"),
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,6 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("batch", "repeats", "layers", "objects"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} has to be at least 1.")
+    if args.warmup < 0:
+        parser.error("--warmup has to be at least 0.")
+    for name in UNUSED.get(args.mode, ()):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} does not go with {args.mode}.")
     if args.size is not None and min(args.size) < 32:
         parser.error("--size has to be at least 32 32.")
     # the contestants' processes would each repeat what libraries warn of

@@ -134,6 +134,17 @@ def test_figures_add_up():
     assert "2.50" in text and "not measured" in text
 
 
+def test_a_series_is_compared_with_its_first():
+    first, second = (
+        {**rows([Contestant(name, count_up, {}, seconds=[s])], images=1)[0], "work_ratio": work}
+        for name, s, work in (("batch 1", 2.0, 1.0), ("batch 4", 6.0, 4.0))
+    )
+    second["ratio"] = 3.0
+    text = table([first, second])
+    assert "time / first" in text and "work / first" in text and "/ this" not in text
+    assert "3.00" in text and "4.00" in text
+
+
 def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     benchmark = load_tool("benchmark")
     file = tmp_path / "figures.json"
@@ -163,6 +174,7 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
         (["infer", "--config-file", "nowhere.py"], "nowhere.py"),
         (["matcher", "model.num_querys=3"], "num_querys"),
         (["infer", "--device", "cuda"], "GPU"),
+        (["train", "--dtype", "float16"], "bfloat16"),
     ],
 )
 def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, monkeypatch):
@@ -172,7 +184,16 @@ def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, 
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["infer", "--batch", "0"], ["infer", "--size", "9", "99"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer", "--batch", "0"],
+        ["infer", "--size", "9", "99"],
+        ["infer", "--warmup", "-1"],
+        ["matcher", "--compile"],
+        ["growth", "--batch", "2"],
+    ],
+)
 def test_wrong_usage_ends_with_two(load_tool, arguments):
     with pytest.raises(SystemExit) as stop:
         load_tool("benchmark").main(arguments)

@@ -230,3 +230,44 @@ def test_resuming_continues_the_gradient_scaler(config, tmp_path):
     assert torch.load(tmp_path / "model_final.pth")["trainer"]["grad_scaler"] == scale
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[k]) for k, value in resumed.state_dict().items())
+
+
+def test_a_compiled_training_is_the_same(config, tmp_path, monkeypatch):
+    """With Dynamo's graphs, but without generating code for them, which takes minutes."""
+    compile_module, calls = torch.nn.Module.compile, []
+
+    def compile_eagerly(module, **options):
+        calls.append((type(module).__name__, options))
+        compile_module(module, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    losses = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        folder = tmp_path / str(compiled)
+        run(
+            config(
+                f"train.output_dir={folder}",
+                f"train.compile={compiled}",
+                "train.ema.enabled=True",
+                "train.activation_checkpointing.encoder=True",
+                "train.activation_checkpointing.decoder=True",
+                "train.pictures.tensorboard=1",
+            )
+        )
+        losses.append(list(metrics(folder).values()))
+    torch._dynamo.reset()
+    assert calls == [("DABTransformer", {"dynamic": True})]
+    # evaluations and pictures are not worth a graph of their own
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_compiling_without_a_compiler_is_refused(in_process, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    arguments = ["--config-file", str(CONFIG), f"train.output_dir={tmp_path / 'out'}"]
+    assert in_process(*arguments, "train.compile=True") == 1
+    assert "train.compile=True needs a C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -213,3 +213,8 @@ def test_the_host_waits_for_the_device_once(monkeypatch):
     assert "index_put_" in operations.names
     assert not operations.names & waiting
     assert len(copies) == 1
+
+
+def test_a_focal_alpha_that_is_no_share_is_refused():
+    with pytest.raises(ValueError, match="focal_alpha is -1"):
+        SetCriterion(HungarianMatcher(), focal_alpha=-1)

@@ -142,7 +142,7 @@ def training_inputs(setting: Setting, num_classes: int) -> list[dict]:
 def infer_ours(setting: Setting, *, fast: bool = False, compile: bool = False) -> Work:
     """From normalised pixels to the last layer's logits and boxes."""
     model = load_ours(setting)
-    pixels = _normalized(setting, model)
+    pixels = _normalized(setting)
     if fast:
         model = inference_copy(model, compile=compile)
 
@@ -157,7 +157,7 @@ def infer_ours(setting: Setting, *, fast: bool = False, compile: bool = False) -
 
 def infer_transformers(setting: Setting, *, compile: bool = False) -> Work:
     """The same with transformers' model."""
-    pixels = _normalized(setting, load_ours(setting))
+    pixels = _normalized(setting)
     model = load_transformers(setting).eval()
     mask = torch.ones(pixels[:, 0].shape, dtype=torch.long, device=setting.device)
     if compile:
@@ -182,13 +182,12 @@ def train_ours(setting: Setting, *, compile: bool = False) -> Work:
 
 def train_transformers(setting: Setting) -> Work:
     """The same with transformers' model."""
-    ours = load_ours(setting)
-    pixels = _normalized(setting, ours)
+    pixels = _normalized(setting)
     model = load_transformers(setting).train()
     mask = torch.ones(pixels[:, 0].shape, dtype=torch.long, device=setting.device)
     targets = [
         {"class_labels": labels.to(setting.device), "boxes": boxes.to(setting.device)}
-        for labels, boxes in random_targets(setting, ours.num_classes)
+        for labels, boxes in random_targets(setting, model.config.num_labels)
     ]
 
     def loss() -> Tensor:
@@ -212,8 +211,11 @@ def matrix_product(device: str, dtype: str, size: int = 2048) -> Work:
     return Work(run, lambda: {"flops": flops})
 
 
-def _normalized(setting: Setting, model: DABDETR) -> Tensor:
-    return (random_pixels(setting).to(setting.device) - model.pixel_mean) / model.pixel_std
+def _normalized(setting: Setting) -> Tensor:
+    """Float32 ``(B, 3, H, W)`` on the setting's device, as our model makes them of its images."""
+    model = get_config(setting.config_file, setting.overrides).model
+    mean, std = (torch.tensor(list(x)).view(-1, 1, 1) for x in (model.pixel_mean, model.pixel_std))
+    return ((random_pixels(setting) - mean) / std).to(setting.device)
 
 
 def _prediction(setting: Setting, class_logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dab_detr.analysis import count_flops
@@ -13,7 +15,9 @@ from dab_detr.benchmark import contestants as models
 from dab_detr.benchmark import losses
 from dab_detr.benchmark.report import disagreements, rows
 from dab_detr.benchmark.turns import Contestant, take_turns
+from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
+from dab_detr.errors import InputError
 
 # Of float32 against float32, and of 16 bits against float32; scores and boxes are in 0..1.
 _LIMITS = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
@@ -53,11 +57,14 @@ def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """A step: forward, matching, losses, backward, clipping and fused AdamW."""
+    if args.dtype == "float16":
+        raise InputError("--dtype float16 trains with a gradient scaler only: take bfloat16.")
     setting = _setting(args, folder, size=(480, 640), batch=2)
     models.write_weights(setting)
     plain = models.train_ours(setting._replace(device="cpu", dtype="float32"))
     # PyTorch's counter sees the backward pass, fvcore's does not
-    with FlopCounterMode(display=False) as counter:
+    # and that only in attention that it knows as matrix products
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         reference = plain.outcome()
     wanted = [("memory given back", models.train_ours, {})] if _gives_back(args) else []
     ours = {"keep_memory": setting.device == "cpu"}
@@ -139,6 +146,8 @@ MODES: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
 def _setting(
     args: argparse.Namespace, folder: Path, *, size: tuple[int, int], batch: int
 ) -> models.Setting:
+    if args.compile:
+        require_compiler(torch.device(args.device), "--compile")
     height, width = args.size or size
     return models.Setting(
         folder=folder,

@@ -1,7 +1,7 @@
 """What a run of the benchmark found, as a table and as JSON."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         "median (from-to), s": lambda row: (
             f"{row['median_s']:.3g} ({row['fastest_s']:.3g}-{row['slowest_s']:.3g})"
         ),
-        f"{found[-1]['contestant']} / this": lambda row: f"{row['ratio']:.2f}",
+        **_ratios(found),
         "images/s": lambda row: f"{row['images_per_s']:.3g}",
         "peak memory, GB": lambda row: (
             "not measured"
@@ -70,6 +70,16 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         columns["of matrix rate"] = lambda row: f"{100 * row['share_of_matrix_rate']:.0f} %"
     lines = [[cell(row) for cell in columns.values()] for row in found]
     return tabulate(lines, list(columns), tablefmt="github", disable_numparse=True)
+
+
+def _ratios(found: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping], str]]:
+    """What a row is compared with: the last one's time, or in a series the first one's."""
+    if "work_ratio" not in found[0]:
+        return {f"{found[-1]['contestant']} / this": lambda row: f"{row['ratio']:.2f}"}
+    return {
+        "time / first": lambda row: f"{row['ratio']:.2f}",
+        "work / first": lambda row: f"{row['work_ratio']:.2f}",
+    }
 
 
 def disagreements(

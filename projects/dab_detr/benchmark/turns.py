@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dab_detr.allocator import keep_freed_memory
+from dab_detr.errors import InputError
 
 
 class Work(NamedTuple):
@@ -131,6 +132,10 @@ def _serve(connection: Connection, contestant: Contestant, device: str) -> None:
     try:
         if contestant.keep_memory:
             keep_freed_memory()
+        if device.startswith("cuda"):
+            torch.cuda.set_device(torch.device(device).index or 0)
+            # float32 is float32, in convolutions as in matrix products
+            torch.backends.cudnn.allow_tf32 = False
         memory = _Memory(device)
         work = contestant.prepare(**contestant.arguments)
         answers = {
@@ -142,6 +147,8 @@ def _serve(connection: Connection, contestant: Contestant, device: str) -> None:
             connection.send(("answer", answers[connection.recv()]()))
     except EOFError:
         return
+    except InputError as error:
+        connection.send(("error", str(error)))
     except BaseException:
         connection.send(("error", traceback.format_exc()))
 
@@ -169,7 +176,11 @@ class _Memory:
         self._imports = 0 if self._on_gpu else _resident("VmRSS")
 
     def peak(self, run: Callable[[], Any]) -> int | None:
-        """Bytes at the fullest moment of a run, weights included, imported libraries not."""
+        """Bytes at the fullest moment of a run beyond what the process had before it loaded.
+
+        Weights are included, and on a CPU also what the contestant imports on its way, and what it
+        has freed and keeps.
+        """
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
             run()

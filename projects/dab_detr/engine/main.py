@@ -26,6 +26,7 @@ from dab_detr.engine.loader import build
 from dab_detr.engine.processes import joined_workers, signals_for_children
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
+from dab_detr.inference.copy import inference_copy
 from dab_detr.visualization.curves import draw_curves
 from dab_detr.visualization.predictions import draw_predictions
 
@@ -192,7 +193,7 @@ def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
     pictures = cfg.train.pictures
     if pictures.count:
         draw_predictions(
-            model,
+            inference_copy(model),
             instantiate(cfg.dataloader.test),
             dataset_names(cfg, "test")[0],
             folder / "predictions",

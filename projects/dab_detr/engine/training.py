@@ -37,6 +37,7 @@ from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
 from dab_detr.errors import InputError
+from dab_detr.inference.copy import inference_copy
 from dab_detr.visualization.predictions import predictions
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def _show_predictions(cfg: DictConfig, model: nn.Module, storage: EventStorage) 
     if not pictures.tensorboard or not comm.is_main_process():
         return
     drawn = predictions(
-        model,
+        inference_copy(model),
         instantiate(cfg.dataloader.test),
         dataset_names(cfg, "test")[0],
         count=pictures.tensorboard,

@@ -12,14 +12,15 @@ from dab_detr.modeling.meta_arch import DABDETR
 def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool = False) -> DABDETR:
     """Copy a model for prediction; the model itself stays as it is and can go on learning.
 
-    Batch norms are folded into the convolutions before them, whose weights are laid out with
+    Batch norms of Detectron2's convolutions are folded into them, and weights are laid out with
     channels last. Results differ from the model's by rounding only.
 
     Args:
         model: on any device.
         compile: also compile the backbone and the transformer with the weights as constants. The
-            first call, which has to be under :func:`torch.no_grad`, then takes minutes on a CPU;
-            the second size of images another few, after which all sizes are taken.
+            first call, which has to be under :func:`torch.no_grad`, then takes minutes on a CPU,
+            and so do the second size of images, the first batch of several, and the first with
+            padding (or without); after these all batches are taken.
         cuda_graphs: with ``compile``, on a GPU: record each size's kernels and replay them, which
             pays for small batches of few sizes.
 
@@ -27,11 +28,11 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
         A model in evaluation mode, to be called as the original.
 
     Raises:
-        ValueError: if CUDA graphs are wanted without compiling.
+        ValueError: if CUDA graphs are wanted without compiling, or not on a GPU.
         InputError: if a CPU's model is to be compiled and there is no C++ compiler.
     """
-    if cuda_graphs and not compile:
-        raise ValueError("inference_copy: cuda_graphs=True needs compile=True.")
+    if cuda_graphs and not (compile and model.device.type == "cuda"):
+        raise ValueError("inference_copy: cuda_graphs=True needs compile=True and a GPU.")
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(copied)
     copied.to(memory_format=torch.channels_last)

@@ -18,7 +18,11 @@ class SetCriterion(nn.Module):
     Args:
         matcher: gives the pairs of predictions and objects.
         class_weight, bbox_weight, giou_weight: of the three terms in the total.
-        focal_alpha, focal_gamma: of the focal loss.
+        focal_alpha: weight of objects in the focal loss, 0..1; everything else has the rest.
+        focal_gamma: its focus.
+
+    Raises:
+        ValueError: for a ``focal_alpha`` that is not a share.
     """
 
     def __init__(
@@ -31,6 +35,8 @@ class SetCriterion(nn.Module):
         focal_gamma: float = 2.0,
     ):
         super().__init__()
+        if not 0 <= focal_alpha <= 1:
+            raise ValueError(f"focal_alpha is {focal_alpha}; it has to be from 0 to 1.")
         self.matcher = matcher
         self.weights = {
             "loss_class": class_weight,
