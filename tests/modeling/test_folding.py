@@ -44,6 +44,14 @@ def test_inference_without_norms_is_the_same(norm):
     torch.testing.assert_close(folded(images), plain(images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_without_statistics_stays():
+    plain = nn.Sequential(Conv2d(3, 4, 3, norm=nn.BatchNorm2d(4, track_running_stats=False)))
+    folded = copy.deepcopy(plain).eval()
+    fold_norms(folded)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded(images), plain.eval()(images))
+
+
 def test_a_bias_before_the_norm_counts():
     norm = FrozenBatchNorm2d(4)
     nn.init.uniform_(norm.weight, 0.5, 1.5)

@@ -111,6 +111,15 @@ def test_a_model_in_half_precision_runs(small_transformer, dtype):
 
 
 @torch.no_grad()
+def test_a_trace_takes_batches_of_any_number(small_transformer):
+    model = small_transformer().eval()
+    two, three = (torch.randn(batch, 8, 3, 4) for batch in (2, 3))
+    traced = torch.jit.trace(model, two, check_trace=False)
+    for actual, expected in zip(traced(three), model(three)):
+        torch.testing.assert_close(actual, expected)
+
+
+@torch.no_grad()
 def test_dropout_tells_images_apart_and_nothing_else_does(small_transformer):
     features = torch.randn(1, 8, 3, 4).expand(2, -1, -1, -1)
     for dropout in (0.0, 0.5):
@@ -123,7 +132,9 @@ def test_dropout_tells_images_apart_and_nothing_else_does(small_transformer):
         class_logits, _ = model(features)
         first, second = content[0].expand(2, -1, -1)
         assert torch.equal(first, second) == (dropout == 0)
-        assert torch.equal(class_logits[:, 0], class_logits[:, 1]) == (dropout == 0)
+        # matrix products need not round all rows of a batch alike
+        same = torch.allclose(class_logits[:, 0], class_logits[:, 1], atol=1e-4)
+        assert same == (dropout == 0)
 
 
 @torch.no_grad()

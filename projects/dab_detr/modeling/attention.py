@@ -22,7 +22,7 @@ def _multi_head_attention(
     Returns:
         ``(B, Q, num_heads * d)``.
     """
-    query = query.expand(len(key), -1, -1)
+    query = query.expand(key.shape[0], -1, -1)
     query, key, value = (
         x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
     )

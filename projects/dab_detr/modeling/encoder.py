@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         """Refine the projected feature map.
 
         Args:
-            x: cells ``(B, N, D)``. key_encoding: ``(B, N, D)``.
+            x: cells ``(B, N, D)``. key_encoding: ``(B or 1, N, D)``.
             mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all are.
 
         Returns:

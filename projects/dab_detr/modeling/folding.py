@@ -14,7 +14,9 @@ def fold_norms(module: nn.Module) -> None:
         if not isinstance(child, Conv2d):
             continue
         norm = child.norm
-        if isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d):
+        # without statistics of its own a norm takes the batch's
+        is_fixed = isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
+        if is_fixed and norm.running_mean is not None:
             child.weight, child.bias = fuse_conv_bn_weights(
                 child.weight,
                 child.bias,

@@ -72,9 +72,9 @@ class HungarianMatcher(nn.Module):
         finite either, which is for the training to see.
         """
         counts = list(targets.counts)
-        image = torch.arange(len(counts), device=class_logits.device).repeat_interleave(
-            torch.tensor(counts, device=class_logits.device), output_size=sum(counts)
-        )
+        device = class_logits.device
+        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+        image = image.to(device, non_blocking=True)
         costs = self._costs(class_logits, boxes_cxcywh, targets, image).cpu().numpy()  # (L, T, Q)
         costs = np.nan_to_num(costs, copy=False, nan=_WORST, posinf=_WORST, neginf=_WORST)
         ends = np.cumsum(counts)
@@ -91,7 +91,7 @@ class HungarianMatcher(nn.Module):
                     )
                 )
         pairs = np.concatenate([np.stack(pair) for pair in pairs], axis=1)
-        return Matches(*torch.from_numpy(pairs).to(class_logits.device))
+        return Matches(*torch.from_numpy(pairs).to(device, non_blocking=True))
 
     def _costs(
         self, class_logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, image: Tensor

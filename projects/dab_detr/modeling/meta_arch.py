@@ -248,7 +248,7 @@ def _padding_mask(images: ImageList, feature_size: torch.Size) -> Tensor | None:
         padded = (torch.arange(pixels) >= lengths).float()  # (B, pixels)
         axes.append(F.interpolate(padded[:, None], size=cells, mode="nearest")[:, 0].bool())
     rows, columns = axes
-    return (rows[:, :, None] | columns[:, None, :]).to(images.tensor.device)
+    return (rows[:, :, None] | columns[:, None, :]).to(images.tensor.device, non_blocking=True)
 
 
 def _output_size(batched_input: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
