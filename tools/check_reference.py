@@ -15,10 +15,12 @@ def main(arguments: list[str] | None = None) -> int:
         + ", ".join(f"{name} {limit:g}" for name, limit in LIMITS.items()),
     )
     parser.add_argument("files", nargs="+", metavar="FILE.npz")
+    parser.add_argument("--compile", action="store_true", help="as train.compile=True does")
+    args = parser.parse_args(arguments)
     failed = False
-    for path in parser.parse_args(arguments).files:
+    for path in args.files:
         try:
-            errors = compare_with_reference(path)
+            errors = compare_with_reference(path, compile=args.compile)
         except InputError as error:
             print(f"check_reference.py: {error}", file=sys.stderr)
             failed = True

@@ -1,15 +1,19 @@
-"""What torch.compile needs."""
+"""What torch.compile needs, and how the transformer is compiled for training."""
 
 import os
 import shutil
+import sys
 
 import torch
 
 from dab_detr.errors import InputError
+from dab_detr.modeling.transformer import DABTransformer
 
 
 def require_compiler(device: torch.device, setting: str) -> None:
-    """Refuse to compile for a CPU without a C++ compiler; on a GPU, Triton brings its own.
+    """Refuse to compile without the compiler that PyTorch will call.
+
+    That is a C++ compiler for a CPU, and for a GPU a C compiler, with which Triton builds.
 
     Args:
         setting: what asked for it, for the message.
@@ -17,9 +21,22 @@ def require_compiler(device: torch.device, setting: str) -> None:
     Raises:
         InputError: if there is none.
     """
-    compilers = (os.environ.get("CXX"), "g++", "clang++")
-    if device.type == "cpu" and not any(name and shutil.which(name) for name in compilers):
+    if device.type == "cpu":
+        language, variable = "C++", "CXX"
+        usual = ["clang++" if sys.platform == "darwin" else "g++"]
+    else:
+        language, variable, usual = "C", "CC", ["gcc", "clang"]
+    names = [os.environ[variable]] if os.environ.get(variable) else usual
+    if not any(shutil.which(name) for name in names):
         raise InputError(
-            f"{setting} needs a C++ compiler, and neither CXX, g++ nor clang++ is there: install "
-            "one or leave it out."
+            f"{setting} needs a {language} compiler, and {' or '.join(names)} is not there: "
+            f"install one, say in the variable {variable} where it is, or leave compiling out."
         )
+
+
+def compile_for_training(transformer: DABTransformer) -> None:
+    """Compile it in place to a graph that takes all sizes of images."""
+    # DistributedDataParallel would have the graph cut, to send gradients early, and PyTorch 2.14
+    # cannot cut one that is for all sizes. The backbone's backward pass comes later and hides it.
+    torch._dynamo.config.optimize_ddp = False
+    transformer.compile(dynamic=True)

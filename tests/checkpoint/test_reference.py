@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dab_detr.checkpoint.reference import LIMITS, compare_with_reference
 
@@ -25,6 +26,13 @@ def test_the_model_agrees_with_the_published_code(path):
     errors = compare_with_reference(path)
     assert errors.keys() == LIMITS.keys()
     for name, error in errors.items():
+        assert error <= LIMITS[name], name
+
+
+def test_compiled_it_agrees_too():
+    torch._dynamo.reset()
+    # with padding
+    for name, error in compare_with_reference(FILES[0], compile=True).items():
         assert error <= LIMITS[name], name
 
 

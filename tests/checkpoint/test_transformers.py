@@ -1,9 +1,12 @@
 """A second witness: transformers' DAB-DETR, with the same random weights through the converter."""
 
+from functools import partial
+
 import pytest
 import torch
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
 
+from dab_detr import inference_copy
 from dab_detr.checkpoint import Checkpointer
 from dab_detr.checkpoint.conversion import from_dab_detr, to_dab_detr
 from dab_detr.checkpoint.reading import read_checkpoint
@@ -100,11 +103,22 @@ def both_predict(theirs, ours):
     return (output.logits, output.pred_boxes), (logits[-1], boxes[-1].sigmoid())
 
 
-@pytest.mark.parametrize("num_patterns", [0, 2])
-def test_agrees_where_anchors_are_moderate(tmp_path, num_patterns):
+MODES = {
+    "as trained": lambda model: model,
+    "inference_copy": inference_copy,
+    "inference_copy, compiled": partial(inference_copy, compile=True),
+}
+
+
+@pytest.mark.parametrize(
+    "num_patterns, mode", [*((0, mode) for mode in MODES), (2, "as trained"), (2, "inference_copy")]
+)
+def test_agrees_where_anchors_are_moderate(tmp_path, num_patterns, mode):
+    torch._dynamo.reset()
     theirs, ours = hf_model(num_patterns), own_model(num_patterns)
     theirs.save_pretrained(tmp_path)
     Checkpointer(ours, complete=True).load(str(tmp_path))
+    ours = MODES[mode](ours)
     for expected, actual in zip(*both_predict(theirs, ours)):
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 

@@ -54,6 +54,10 @@ def whole_batch(weights):
 DIVISIONS = {
     "4 micro-batches of 4": (["train.accumulate=4"], TRAIN),
     "2 processes of 8": (["--num-gpus", "2", "--dist-url", "auto"], TRAIN),
+    "2 processes of 8, compiled": (
+        ["--num-gpus", "2", "--dist-url", "auto", "train.compile=True"],
+        TRAIN,
+    ),
     "2 processes of torchrun, 2 micro-batches of 4 each": (["train.accumulate=2"], TORCHRUN),
     "2 data workers": (["dataloader.train.num_workers=2"], TRAIN),
 }

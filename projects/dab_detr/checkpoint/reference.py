@@ -14,6 +14,7 @@ import torch
 
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.layouts import OFFICIAL, translate
+from dab_detr.compiling import compile_for_training
 from dab_detr.errors import InputError
 from dab_detr.modeling.criterion import SetCriterion
 from dab_detr.modeling.matcher import HungarianMatcher, Targets
@@ -35,8 +36,11 @@ LIMITS = {
 _LOSS_NAMES = {"loss_ce": "loss_class", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
 
 
-def compare_with_reference(path: str | os.PathLike) -> dict[str, float]:
+def compare_with_reference(path: str | os.PathLike, *, compile: bool = False) -> dict[str, float]:
     """Run the model of a reference file and compare everything that the file records.
+
+    Args:
+        compile: run it as ``train.compile=True`` does.
 
     Returns:
         The largest error of each kind in :data:`LIMITS`. Matching and labels count the differing
@@ -53,13 +57,17 @@ def compare_with_reference(path: str | os.PathLike) -> dict[str, float]:
         raise InputError(f"{path} is not a reference file: {error}.") from error
     record = {name: torch.from_numpy(x) for name, x in data.items() if x.dtype.kind in "fib"}
     try:
-        return _compare(meta, record, path)
+        return _compare(meta, record, path, compile)
     except KeyError as error:
         raise InputError(f"{path} lacks {error}.") from error
 
 
-def _compare(meta: dict[str, Any], record: dict, path: str | os.PathLike) -> dict[str, float]:
+def _compare(
+    meta: dict[str, Any], record: dict, path: str | os.PathLike, compile: bool
+) -> dict[str, float]:
     model = _build(meta, record, path)
+    if compile:
+        compile_for_training(model)
     targets = _targets(record)
     num_layers = meta["dec_layers"]
 

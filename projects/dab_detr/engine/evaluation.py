@@ -18,7 +18,6 @@ from dab_detr.data.images import UnreadableImage
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 from dab_detr.inference.copy import inference_copy
-from dab_detr.modeling.meta_arch import DABDETR
 
 RESULTS_FILE = "evaluation.json"
 
@@ -67,11 +66,10 @@ def read_results(path: Path, step: int) -> dict[str, Any] | None:
 
 
 def _run(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    if isinstance(model, DABDETR):
-        model = inference_copy(model)
     loader = instantiate(cfg.dataloader.test)
+    evaluator = instantiate(cfg.dataloader.evaluator)
     try:
-        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+        results = inference_on_dataset(inference_copy(model), loader, evaluator)
     except UnreadableImage as error:
         # one that comes from a data worker holds its traceback, and ends in what was said
         *_, reason = str(error).splitlines()

@@ -14,6 +14,7 @@ from torch import nn
 
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.checkpoint.writing import write_state
+from dab_detr.compiling import compile_for_training
 from dab_detr.data.stream import UnreadableImages
 from dab_detr.engine.datasets import (
     check_classes,
@@ -78,8 +79,7 @@ def train(
     except ValueError as error:
         raise InputError(str(error)) from error
     if cfg.train.compile:
-        # images have many sizes, for each of which it would otherwise compile anew
-        model.transformer.compile(dynamic=True)
+        compile_for_training(model.transformer)
     _scale_learning_rate(cfg)
     # the learning rates belong to the parameters, so the optimizer sees the model before DDP does
     cfg.optimizer.params.model = model

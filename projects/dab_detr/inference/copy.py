@@ -33,11 +33,12 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
     """
     if cuda_graphs and not (compile and model.device.type == "cuda"):
         raise ValueError("inference_copy: cuda_graphs=True needs compile=True and a GPU.")
+    if compile:
+        require_compiler(model.device, "inference_copy: compile=True")
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(copied)
     copied.to(memory_format=torch.channels_last)
     if compile:
-        require_compiler(model.device, "inference_copy: compile=True")
         options = {"freezing": True, "triton.cudagraphs": cuda_graphs}
         for part in (copied.backbone, copied.transformer):
             part.compile(options=options)
