@@ -15,17 +15,19 @@ from pathlib import Path
 import torch
 
 from dab_detr.benchmark.contestants import DTYPES
-from dab_detr.benchmark.modes import MODES, Disagreement
-from dab_detr.benchmark.report import machine, table
+from dab_detr.benchmark.modes import MODES, SERIES, Disagreement
+from dab_detr.benchmark.report import machine, profiles, table
 from dab_detr.benchmark.turns import ContestantFailed
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 
 # options that say nothing to a mode
 UNUSED = {
-    "matcher": ("size", "dtype", "compile"),
-    "criterion": ("size", "dtype", "compile"),
-    "growth": ("size", "batch", "compile"),
+    "infer": ("series", "layers", "objects"),
+    "train": ("series", "layers", "objects"),
+    "matcher": ("size", "dtype", "compile", "series"),
+    "criterion": ("size", "dtype", "compile", "series"),
+    "growth": ("size", "batch", "compile", "profile", "layers", "objects"),
 }
 
 
@@ -43,8 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="all contestants' processes keep the memory that they free, see docs/PERFORMANCE.md",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="also say in which operations the time goes"
+    )
     parser.add_argument("--layers", type=int, default=6, help="of matcher and criterion")
     parser.add_argument("--objects", type=int, default=50, help="an image, of the same")
+    parser.add_argument(
+        "--series", action="append", choices=list(SERIES), help="of growth: only this, repeatable"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each")
     parser.add_argument("--warmup", type=int, default=2, help="runs before those")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
@@ -55,13 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{name} has to be at least 1.")
     if args.warmup < 0:
         parser.error("--warmup has to be at least 0.")
-    for name in UNUSED.get(args.mode, ()):
+    for name in UNUSED[args.mode]:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name} does not go with {args.mode}.")
     if args.size is not None and min(args.size) < 32:
         parser.error("--size has to be at least 32 32.")
-    # the contestants' processes would each repeat what libraries warn of
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder.")
+    # the contestants' processes would each repeat what libraries and PyTorch's profiler warn of
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     try:
         if args.device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"--device {args.device}: PyTorch sees no GPU.")
@@ -75,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     about = machine(args.device)
     print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
     print(table(found))
+    if args.profile:
+        print("", profiles(found), sep="\n")
     if args.json:
         report = {"arguments": vars(args), "machine": about, "rows": found}
         text = json.dumps(report, indent=2) + "\n"

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from dab_detr.modeling.meta_arch import DABDETR
 PARTS = ("backbone", "input_proj", "encoder", "anchors", "decoder")
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
     """From normalised pixels to the last layer's logits: what an image costs at inference."""
 
     def __init__(self, model: DABDETR):
@@ -50,7 +51,7 @@ def count_flops(model: DABDETR, height: int = 800, width: int = 1280) -> dict[st
         attention's products and the projections of the encoder's attention, see docs/MODEL_ZOO.md.
     """
     was_training = model.training
-    network = _Network(model.eval())
+    network = Network(model.eval())
     image = torch.zeros(1, 3, height, width, device=model.device)
     analysis = FlopCountAnalysis(network, image)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
@@ -86,6 +87,28 @@ def analyze(model: DABDETR, height: int = 800, width: int = 1280) -> dict[str, d
     }
 
 
+def example_batch(
+    batch_size: int, height: int, width: int, num_classes: int
+) -> list[dict[str, Any]]:
+    """Images of coloured blocks with ten objects each, as Detectron2 batches them; never others."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([width, height] * 2)
+    batch = []
+    for _ in range(batch_size):
+        size = 0.05 + 0.35 * torch.rand(10, 2, generator=generator)
+        corner = (1 - size) * torch.rand(10, 2, generator=generator)
+        instances = Instances(
+            (height, width),
+            gt_boxes=Boxes(torch.cat((corner, corner + size), dim=1) * scale),
+            gt_classes=torch.randint(num_classes, (10,), generator=generator),
+        )
+        # fine noise would average out within the backbone, and leave all images alike
+        blocks = 256 * torch.rand(1, 3, 8, 8, generator=generator)
+        pixels = F.interpolate(blocks, size=(height, width))[0].to(torch.uint8)
+        batch.append({"image": pixels, "instances": instances})
+    return batch
+
+
 def training_memory(
     model: DABDETR,
     batch_size: int,
@@ -96,7 +119,7 @@ def training_memory(
     """Bytes of all tensors at the fullest moment of a training step with AdamW.
 
     Weights, gradients, the optimizer's state, and what the backward pass needs, counted while a
-    step runs on images of noise with ten objects each. A GPU needs more: its libraries' working
+    step runs on coloured blocks with ten objects each. A GPU needs more: its libraries' working
     space, and gaps between the tensors (together about 1 to 2 GB).
 
     Args:
@@ -104,17 +127,7 @@ def training_memory(
         amp_dtype: of autocast; None for full precision.
     """
     device = model.device
-    corner = torch.rand(10, 2) * 0.5
-    boxes = torch.cat((corner, corner + 0.3), dim=1) * torch.tensor([width, height] * 2)
-    batch = [
-        {
-            "image": torch.randint(256, (3, height, width), dtype=torch.uint8),
-            "instances": Instances(
-                (height, width), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(10, dtype=torch.long)
-            ),
-        }
-        for _ in range(batch_size)
-    ]
+    batch = example_batch(batch_size, height, width, model.num_classes)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0)
     with _MemoryCounter() as counter:

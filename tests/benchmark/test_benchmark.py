@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from counting import count_up
+from detectron2.layers import FrozenBatchNorm2d
 
 from dab_detr.benchmark import contestants as models
 from dab_detr.benchmark import losses
-from dab_detr.benchmark.report import disagreements, rows, table
+from dab_detr.benchmark.report import disagreements, profiles, rows, table
 from dab_detr.benchmark.turns import Contestant, ContestantFailed, take_turns
 
 CONFIG = str(Path(__file__).parents[1] / "data" / "bench_config.py")
@@ -19,7 +20,7 @@ CONFIG = str(Path(__file__).parents[1] / "data" / "bench_config.py")
 def setting(tmp_path):
     """Of two small images, with the weights written."""
     setting = models.Setting(tmp_path, CONFIG, [], 2, 64, 96, "cpu", "float32")
-    models.write_weights(setting)
+    models.write_transformers(setting, models.write_weights(setting))
     return setting
 
 
@@ -67,6 +68,38 @@ def test_sixteen_bits_are_compared_by_scores(setting):
     assert actual.keys() == {"scores", "boxes"} < expected.keys()
     for name, value in actual.items():
         assert 0 < (value - expected[name]).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", ["no norms", "flipped image", "no key encoding", "no encoder"])
+def test_a_model_that_computes_something_else_is_found(setting, monkeypatch, dtype, fault):
+    reference = models.infer_ours(setting).outcome()
+    setting = setting._replace(dtype=dtype)
+    limits = {"*": {"float32": 1e-3, "bfloat16": 2e-2}[dtype]}
+    right = {"right": models.infer_ours(setting, fast=True).outcome()}
+    assert not disagreements(right, reference, limits)
+    load, images = models.load_ours, models.example_batch
+
+    def faulty(setting):
+        model = load(setting)
+        if fault == "no norms":
+            for module in model.modules():
+                if isinstance(getattr(module, "norm", None), FrozenBatchNorm2d):
+                    module.norm = None
+        elif fault == "no key encoding":
+            model.transformer.key_encoding.register_forward_hook(lambda *x: torch.zeros_like(x[2]))
+        elif fault == "no encoder":
+            model.transformer.encoder.register_forward_hook(lambda *x: x[1][0])
+        return model
+
+    def flipped(*args):
+        return [{**image, "image": image["image"].flip(2)} for image in images(*args)]
+
+    monkeypatch.setattr(models, "load_ours", faulty)
+    if fault == "flipped image":
+        monkeypatch.setattr(models, "example_batch", flipped)
+    wrong = {"wrong": models.infer_ours(setting, fast=True).outcome()}
+    assert disagreements(wrong, reference, limits)
 
 
 def contestants(log, **fail):
@@ -134,6 +167,20 @@ def test_figures_add_up():
     assert "2.50" in text and "not measured" in text
 
 
+def test_profiles_stand_side_by_side():
+    found = [
+        {"contestant": "quick", "profile": {"conv": 0.25, "add": 0.5}},
+        {"contestant": "slow", "profile": {"conv": 1.0, "relu": 0.125}},
+    ]
+    lines = [line.strip("| ").split("|") for line in profiles(found, longest=2).splitlines()]
+    assert [[cell.strip() for cell in line] for line in lines if "-" not in line[0]] == [
+        ["operation, ms", "quick", "slow"],
+        ["conv", "250.0", "1000.0"],
+        ["add", "500.0", "0.0"],
+        ["all", "750.0", "1125.0"],
+    ]
+
+
 def test_a_series_is_compared_with_its_first():
     first, second = (
         {**rows([Contestant(name, count_up, {}, seconds=[s])], images=1)[0], "work_ratio": work}
@@ -149,7 +196,7 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     benchmark = load_tool("benchmark")
     file = tmp_path / "figures.json"
     arguments = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0", "--json", str(file)]
-    arguments += ["--size", "64", "64", "--batch", "2", "model.num_queries=16"]
+    arguments += ["--size", "64", "64", "--batch", "2", "--profile", "model.num_queries=16"]
     assert benchmark.main(["infer", *arguments]) == 0
     report = json.loads(file.read_text())
     names = [row["contestant"] for row in report["rows"]]
@@ -164,7 +211,37 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     for row in report["rows"]:
         assert row["images_per_s"] == pytest.approx(2 / row["median_s"])
         assert row["flops_per_s"] > 0 and row["share_of_matrix_rate"] > 0
+        seconds = list(row["profile"].values())
+        assert seconds == sorted(seconds, reverse=True)
+        assert any("convolution" in operation for operation in row["profile"])
+    assert "operation, ms" in printed
     assert report["machine"]["torch"] == torch.__version__
+
+
+def test_sixteen_bits_are_measured(load_tool, capsys):
+    arguments = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0", "--keep-memory"]
+    arguments += ["--size", "64", "64", "--dtype", "bfloat16"]
+    assert load_tool("benchmark").main(["infer", *arguments]) == 0
+    assert "inference_copy" in capsys.readouterr().out
+
+
+def test_growth_compares_with_the_first_of_a_series(load_tool, tmp_path, capsys, monkeypatch):
+    # transformers is not needed for it
+    monkeypatch.setattr("dab_detr.benchmark.contestants.importlib.util.find_spec", lambda _: None)
+    file = tmp_path / "figures.json"
+    arguments = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0", "--json", str(file)]
+    assert load_tool("benchmark").main(["growth", *arguments, "--series", "queries"]) == 0
+    found = json.loads(file.read_text())["rows"]
+    names = [f"queries {x}" for x in (100, 300, 600, 900)]
+    assert [row["contestant"] for row in found] == names
+    assert found[0]["ratio"] == found[0]["work_ratio"] == 1
+    work = [row["work_ratio"] for row in found]
+    # more than the queries themselves: each looks at all others
+    assert (work[3] - work[2]) / 300 > (work[1] - work[0]) / 200 > 0
+    for row in found:
+        assert row["ratio"] == row["median_s"] / found[0]["median_s"]
+        assert row["flops_per_s"] > 0 and row["peak_memory_bytes"] != 0
+    assert "time / first" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -192,6 +269,8 @@ def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, 
         ["infer", "--warmup", "-1"],
         ["matcher", "--compile"],
         ["growth", "--batch", "2"],
+        ["growth", "--series", "images"],
+        ["infer", "--series", "queries"],
     ],
 )
 def test_wrong_usage_ends_with_two(load_tool, arguments):

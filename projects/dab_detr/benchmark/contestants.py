@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
+from detectron2.layers import FrozenBatchNorm2d
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from dab_detr.analysis import Network, example_batch
 from dab_detr.benchmark.turns import Work
 from dab_detr.checkpoint.writing import write_hf
+from dab_detr.compiling import compile_for_training
 from dab_detr.config import get_config
+from dab_detr.engine.loader import build
+from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
 from dab_detr.inference.copy import inference_copy
 from dab_detr.modeling.meta_arch import DABDETR
 
-OBJECTS_AN_IMAGE = 10
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": None, **AMP_DTYPES}
 
 
 class Setting(NamedTuple):
@@ -54,36 +57,52 @@ class Setting(NamedTuple):
 
 
 def write_weights(setting: Setting) -> DABDETR:
-    """Make a model, random but for its seed, and leave its weights for all contestants.
+    """Make a model, random but for its seed, and leave its weights for our contestants.
+
+    They are spread so that outputs depend on the image and on every part of the model: after an
+    initialisation norms do nothing and all scores are the same.
 
     Returns:
         The model, in evaluation mode on the CPU.
+    """
+    torch.manual_seed(0)
+    model = _build(setting).eval()
+    with torch.no_grad():
+        for box_head in model.transformer.decoder.box_heads:
+            box_head.layers[-1].weight.normal_(std=0.3)
+        class_head = model.transformer.decoder.class_head
+        class_head.weight.normal_(std=2 * class_head.in_features**-0.5)
+        class_head.bias.zero_()
+        for norm in model.backbone.modules():
+            if isinstance(norm, FrozenBatchNorm2d):
+                norm.running_mean.normal_(std=0.1)
+                norm.running_var.uniform_(0.5, 1.5)
+                norm.weight.uniform_(0.5, 1.0)
+                norm.bias.normal_(std=0.1)
+    torch.save(model.state_dict(), setting.folder / "weights.pth")
+    return model
+
+
+def write_transformers(setting: Setting, model: DABDETR) -> None:
+    """Leave the same weights for transformers' model.
 
     Raises:
         InputError: if transformers is missing or has no such model.
     """
     if importlib.util.find_spec("transformers") is None:
         raise InputError("This compares with transformers: pip install 'dab_detr[benchmark]'.")
-    torch.manual_seed(0)
-    cfg = get_config(setting.config_file, setting.overrides)
-    model = instantiate(cfg.model).eval()
-    with torch.no_grad():
-        for box_head in model.transformer.decoder.box_heads:
-            # a head that starts with zeros moves no anchor, and outputs would agree too easily
-            box_head.layers[-1].weight.normal_(std=0.02)
-    torch.save(model.state_dict(), setting.folder / "weights.pth")
+    cfg = _model_config(setting)
     write_hf(
         model.state_dict(),
         setting.folder / "hf",
-        num_heads=cfg.model.num_heads,
-        key_temperature=cfg.model.key_temperature,
+        num_heads=cfg.num_heads,
+        key_temperature=cfg.key_temperature,
     )
-    return model
 
 
 def load_ours(setting: Setting) -> DABDETR:
     """The model of the setting on its device, in evaluation mode."""
-    model = instantiate(get_config(setting.config_file, setting.overrides).model)
+    model = _build(setting)
     model.load_state_dict(torch.load(setting.folder / "weights.pth", weights_only=True))
     return model.eval().to(setting.device)
 
@@ -102,54 +121,19 @@ def load_transformers(setting: Setting) -> nn.Module:
     return model.to(setting.device)
 
 
-def random_pixels(setting: Setting) -> Tensor:
-    """Images ``(B, 3, H, W)`` of noise in 0..255, uint8, on the CPU."""
-    generator = torch.Generator().manual_seed(1)
-    size = (setting.batch, 3, setting.height, setting.width)
-    return torch.randint(256, size, generator=generator, dtype=torch.uint8)
-
-
-def random_targets(setting: Setting, num_classes: int) -> list[tuple[Tensor, Tensor]]:
-    """Labels ``(N,)`` and boxes ``(N, 4)``, cxcywh in 0..1, of each image."""
-    generator = torch.Generator().manual_seed(2)
-    targets = []
-    for _ in range(setting.batch):
-        size = 0.05 + 0.35 * torch.rand(OBJECTS_AN_IMAGE, 2, generator=generator)
-        center = size / 2 + (1 - size) * torch.rand(OBJECTS_AN_IMAGE, 2, generator=generator)
-        labels = torch.randint(num_classes, (OBJECTS_AN_IMAGE,), generator=generator)
-        targets.append((labels, torch.cat((center, size), dim=1)))
-    return targets
-
-
-def training_inputs(setting: Setting, num_classes: int) -> list[dict]:
-    """The batch as Detectron2's mappers make it."""
-    scale = torch.tensor([setting.width, setting.height] * 2)
-    return [
-        {
-            "image": pixels,
-            "instances": Instances(
-                (setting.height, setting.width),
-                gt_boxes=Boxes(box_convert(boxes, "cxcywh", "xyxy") * scale),
-                gt_classes=labels,
-            ),
-        }
-        for pixels, (labels, boxes) in zip(
-            random_pixels(setting), random_targets(setting, num_classes)
-        )
-    ]
-
-
-def infer_ours(setting: Setting, *, fast: bool = False, compile: bool = False) -> Work:
+def infer_ours(
+    setting: Setting, *, fast: bool = False, compile: bool = False, cuda_graphs: bool = False
+) -> Work:
     """From normalised pixels to the last layer's logits and boxes."""
     model = load_ours(setting)
     pixels = _normalized(setting)
     if fast:
-        model = inference_copy(model, compile=compile)
+        model = inference_copy(model, compile=compile, cuda_graphs=cuda_graphs)
+    network = Network(model)
 
     def predict() -> tuple[Tensor, Tensor]:
         with torch.no_grad(), setting.autocast():
-            features = model.backbone(pixels)[model.in_feature]
-            class_logits, box_logits = model.transformer(features, all_layers=False)
+            class_logits, box_logits = network(pixels)
             return class_logits[-1], box_logits[-1].sigmoid()
 
     return Work(predict, lambda: _prediction(setting, *predict()))
@@ -174,9 +158,9 @@ def infer_transformers(setting: Setting, *, compile: bool = False) -> Work:
 def train_ours(setting: Setting, *, compile: bool = False) -> Work:
     """A training step: forward, losses, backward, clipping, AdamW."""
     model = load_ours(setting).train()
-    batch = training_inputs(setting, model.num_classes)
+    batch = _images(setting)
     if compile:
-        model.transformer.compile(dynamic=True)
+        compile_for_training(model.transformer)
     return _training(model, lambda: sum(model(batch).values()), setting)
 
 
@@ -185,10 +169,17 @@ def train_transformers(setting: Setting) -> Work:
     pixels = _normalized(setting)
     model = load_transformers(setting).train()
     mask = torch.ones(pixels[:, 0].shape, dtype=torch.long, device=setting.device)
-    targets = [
-        {"class_labels": labels.to(setting.device), "boxes": boxes.to(setting.device)}
-        for labels, boxes in random_targets(setting, model.config.num_labels)
-    ]
+    scale = torch.tensor([setting.width, setting.height] * 2)
+    targets = []
+    for image in _images(setting):
+        objects = image["instances"]
+        boxes = box_convert(objects.gt_boxes.tensor, "xyxy", "cxcywh") / scale
+        targets.append(
+            {
+                "class_labels": objects.gt_classes.to(setting.device),
+                "boxes": boxes.to(setting.device),
+            }
+        )
 
     def loss() -> Tensor:
         return model(pixel_values=pixels, pixel_mask=mask, labels=targets).loss
@@ -211,11 +202,25 @@ def matrix_product(device: str, dtype: str, size: int = 2048) -> Work:
     return Work(run, lambda: {"flops": flops})
 
 
+def _build(setting: Setting) -> DABDETR:
+    return build(get_config(setting.config_file, setting.overrides), "model")
+
+
+def _model_config(setting: Setting) -> DictConfig:
+    return get_config(setting.config_file, setting.overrides).model
+
+
+def _images(setting: Setting) -> list[dict]:
+    num_classes = _model_config(setting).num_classes
+    return example_batch(setting.batch, setting.height, setting.width, num_classes)
+
+
 def _normalized(setting: Setting) -> Tensor:
     """Float32 ``(B, 3, H, W)`` on the setting's device, as our model makes them of its images."""
-    model = get_config(setting.config_file, setting.overrides).model
-    mean, std = (torch.tensor(list(x)).view(-1, 1, 1) for x in (model.pixel_mean, model.pixel_std))
-    return ((random_pixels(setting) - mean) / std).to(setting.device)
+    cfg = _model_config(setting)
+    mean, std = (torch.tensor(list(x)).view(-1, 1, 1) for x in (cfg.pixel_mean, cfg.pixel_std))
+    pixels = torch.stack([image["image"] for image in _images(setting)])
+    return ((pixels - mean) / std).to(setting.device)
 
 
 def _prediction(setting: Setting, class_logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:

@@ -44,23 +44,31 @@ def match(setting: LossSetting, *, at_once: bool) -> Work:
     class_logits, box_logits, targets = _random_case(setting)
     boxes = box_logits.sigmoid()
 
-    def pairs() -> Tensor:
-        """Layer, image, query and object of each pair, sorted."""
-        if at_once:
-            return torch.stack(HungarianMatcher()(class_logits, boxes, targets), dim=1)
-        found = []
-        for layer in range(setting.layers):
-            matches = layer_by_layer.match_layer(class_logits[layer], boxes[layer], targets)
-            for image, (query, objects) in enumerate(matches):
-                place = torch.tensor([layer, image]).expand(len(query), 2)
-                column = torch.stack((query, objects + image * setting.objects), dim=1)
-                found.append(torch.cat((place, column), dim=1))
-        return torch.cat(found)
+    def at_once_for_all() -> Tensor:
+        return torch.stack(HungarianMatcher()(class_logits, boxes, targets), dim=1)
+
+    def by_layer() -> list[list[tuple]]:
+        return [
+            layer_by_layer.match_layer(of_layer, layer_boxes, targets)
+            for of_layer, layer_boxes in zip(class_logits, boxes)
+        ]
 
     def outcome() -> dict[str, Tensor]:
-        return {"pairs": torch.unique(pairs().cpu(), dim=0).double()}
+        """Layer, image, query and object of each pair, sorted."""
+        pairs = at_once_for_all().cpu() if at_once else _as_pairs(by_layer(), setting.objects)
+        return {"pairs": torch.unique(pairs, dim=0).double()}
 
-    return Work(pairs, outcome)
+    return Work(at_once_for_all if at_once else by_layer, outcome)
+
+
+def _as_pairs(by_layer: list[list[tuple]], objects_an_image: int) -> Tensor:
+    found = []
+    for layer, matches in enumerate(by_layer):
+        for image, (query, objects) in enumerate(matches):
+            place = torch.tensor([layer, image]).expand(len(query), 2)
+            column = torch.stack((query, objects + image * objects_an_image), dim=1)
+            found.append(torch.cat((place, column), dim=1))
+    return torch.cat(found)
 
 
 def compute_losses(setting: LossSetting, *, at_once: bool) -> Work:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dab_detr.benchmark.turns import Contestant, take_turns
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
 from dab_detr.errors import InputError
+from dab_detr.modeling.meta_arch import DABDETR
 
 # Of float32 against float32, and of 16 bits against float32; scores and boxes are in 0..1.
 _LIMITS = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
@@ -32,25 +34,23 @@ def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """From normalised pixels to the last layer's logits and boxes."""
     setting = _setting(args, folder, size=(800, 1056), batch=1)
     model = models.write_weights(setting)
-    flops = 2e9 * setting.batch * count_flops(model, setting.height, setting.width)["total"]
+    models.write_transformers(setting, model)
+    flops = _inference_flops(setting, model)
     exact = setting._replace(device="cpu", dtype="float32")
     reference = models.infer_ours(exact).outcome()
-    wanted = [
-        ("as trained", models.infer_ours, {}),
-        ("inference_copy", models.infer_ours, {"fast": True}),
-    ]
-    if _gives_back(args):
-        kept = {"fast": True, "keep_memory": True}
-        wanted.append(("inference_copy, memory kept", models.infer_ours, kept))
-    if args.compile:
-        fast = {"fast": True, "compile": True}
-        wanted.append(("inference_copy, compiled", models.infer_ours, fast))
+    row = partial(_contestant, args, setting)
+    found = [row("as trained", models.infer_ours)]
+    for compile in (False, True) if args.compile else (False,):
+        name = "inference_copy, compiled" if compile else "inference_copy"
+        fast = partial(row, prepare=models.infer_ours, fast=True, compile=compile)
+        found.append(fast(name))
         if _gives_back(args):
-            kept = {**fast, "keep_memory": True}
-            wanted.append(("inference_copy, compiled, memory kept", models.infer_ours, kept))
-        wanted.append(("transformers, compiled", models.infer_transformers, {"compile": True}))
-    wanted.append(("transformers", models.infer_transformers, {}))
-    found = _contestants(wanted, setting, args)
+            found.append(fast(f"{name}, memory kept", keep_memory=True))
+    if args.compile and args.device != "cpu":
+        found.append(fast("inference_copy, compiled, CUDA graphs", cuda_graphs=True))
+    if args.compile:
+        found.append(row("transformers, compiled", models.infer_transformers, compile=True))
+    found.append(row("transformers", models.infer_transformers))
     limit = _LIMITS[setting.dtype]
     return _measure(found, args, {"*": limit}, reference, images=setting.batch, flops=flops)
 
@@ -60,20 +60,20 @@ def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     if args.dtype == "float16":
         raise InputError("--dtype float16 trains with a gradient scaler only: take bfloat16.")
     setting = _setting(args, folder, size=(480, 640), batch=2)
-    models.write_weights(setting)
+    if get_config(setting.config_file, setting.overrides).model.dropout:
+        raise InputError("model.dropout has to be 0 here: contestants would drop different units.")
+    models.write_transformers(setting, models.write_weights(setting))
     plain = models.train_ours(setting._replace(device="cpu", dtype="float32"))
-    # PyTorch's counter sees the backward pass, fvcore's does not
-    # and that only in attention that it knows as matrix products
+    # fvcore's counter does not see the backward pass, PyTorch's sees attention as products only
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         reference = plain.outcome()
-    wanted = [("memory given back", models.train_ours, {})] if _gives_back(args) else []
-    ours = {"keep_memory": setting.device == "cpu"}
-    wanted.append(("as train_net.py", models.train_ours, ours))
+    row = partial(_contestant, args, setting)
+    ours = partial(row, prepare=models.train_ours, keep_memory=args.device == "cpu")
+    found = [row("memory given back", models.train_ours)] if _gives_back(args) else []
+    found.append(ours("as train_net.py"))
     if args.compile:
-        compiled = {**ours, "compile": True}
-        wanted.append(("the same, train.compile=True", models.train_ours, compiled))
-    wanted.append(("transformers", models.train_transformers, {}))
-    found = _contestants(wanted, setting, args)
+        found.append(ours("the same, train.compile=True", compile=True))
+    found.append(row("transformers", models.train_transformers))
     return _measure(
         found,
         args,
@@ -97,42 +97,44 @@ def criterion(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 def growth(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """An inference copy's time and memory while one thing grows and the others stay."""
     base = _setting(args, folder, size=(480, 640), batch=1)
-    kept = base.overrides
-    series = {
-        "image size": [
-            base._replace(height=height, width=width)
-            for height, width in ((480, 640), (640, 853), (800, 1066), (1000, 1333), (1333, 1333))
-        ],
-        "batch": [base._replace(batch=batch) for batch in (1, 2, 4, 8, 16, 32)],
-        "queries": [
-            base._replace(overrides=[*kept, f"model.num_queries={count}"])
-            for count in (100, 300, 600, 900)
-        ],
-        "decoder layers": [
-            base._replace(overrides=[*kept, f"model.num_decoder_layers={count}"])
-            for count in (1, 2, 4, 6, 12)
-        ],
-    }
     found = []
-    for name, settings in series.items():
-        measured = []
-        for setting in settings:
-            model = models.write_weights(setting)
-            contestant = _contestants(
-                [(_grown(name, setting), models.infer_ours, {"fast": True})], setting, args
-            )[0]
-            take_turns([contestant], args.device, repeats=args.repeats, warmup=args.warmup)
-            flops = count_flops(model, setting.height, setting.width)["total"]
-            measured.append((contestant, 2e9 * setting.batch * flops))
+    for name in args.series or SERIES:
         # the first of a series is what the others are compared with
-        smallest = measured[0]
-        for (contestant, flops), setting in zip(measured, settings):
+        first = None
+        for value, setting in SERIES[name](base).items():
+            flops = _inference_flops(setting, models.write_weights(setting))
+            contestant = _contestant(args, setting, f"{name} {value}", models.infer_ours, fast=True)
+            take_turns([contestant], args.device, repeats=args.repeats, warmup=args.warmup)
+            first = first or (contestant.median, flops)
             row = rows([contestant], images=setting.batch, flops=flops)[0]
-            row["ratio"] = contestant.median / smallest[0].median
-            row["work_ratio"] = flops / smallest[1]
+            row["ratio"] = contestant.median / first[0]
+            row["work_ratio"] = flops / first[1]
             found.append(row)
     return found
 
+
+def _sizes(base: models.Setting) -> dict[str, models.Setting]:
+    sizes = ((480, 640), (640, 853), (800, 1066), (1000, 1333), (1333, 1333))
+    return {f"{w}x{h}": base._replace(height=h, width=w) for h, w in sizes}
+
+
+def _batches(base: models.Setting) -> dict[int, models.Setting]:
+    return {batch: base._replace(batch=batch) for batch in (1, 2, 4, 8, 16, 32)}
+
+
+def _overridden(
+    base: models.Setting, *, key: str, values: Sequence[int]
+) -> dict[int, models.Setting]:
+    return {x: base._replace(overrides=[*base.overrides, f"{key}={x}"]) for x in values}
+
+
+# Of the growth mode: what grows, and the settings by its value.
+SERIES: dict[str, Callable[[models.Setting], dict[Any, models.Setting]]] = {
+    "image-size": _sizes,
+    "batch": _batches,
+    "queries": partial(_overridden, key="model.num_queries", values=(100, 300, 600, 900)),
+    "decoder-layers": partial(_overridden, key="model.num_decoder_layers", values=(1, 2, 4, 6, 12)),
+}
 
 MODES: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
     "infer": infer,
@@ -148,12 +150,14 @@ def _setting(
 ) -> models.Setting:
     if args.compile:
         require_compiler(torch.device(args.device), "--compile")
-    height, width = args.size or size
+    # the report says what was measured, not what was left to the mode
+    args.size, args.batch = args.size or list(size), args.batch or batch
+    height, width = args.size
     return models.Setting(
         folder=folder,
         config_file=args.config_file,
         overrides=list(args.overrides),
-        batch=args.batch or batch,
+        batch=args.batch,
         height=height,
         width=width,
         device=args.device,
@@ -161,29 +165,26 @@ def _setting(
     )
 
 
-def _grown(name: str, setting: models.Setting) -> str:
-    value = {
-        "image size": f"{setting.width}x{setting.height}",
-        "batch": str(setting.batch),
-    }.get(name) or setting.overrides[-1].partition("=")[2]
-    return f"{name} {value}"
-
-
-def _contestants(
-    wanted: Sequence[tuple[str, Callable, dict[str, bool]]],
-    setting: Any,
+def _contestant(
     args: argparse.Namespace,
-) -> list[Contestant]:
-    """All see the same; ``keep_memory`` is no matter of the model, but of its process."""
-    return [
-        Contestant(
-            name,
-            prepare,
-            {"setting": setting, **{k: v for k, v in switches.items() if k != "keep_memory"}},
-            keep_memory=args.keep_memory or switches.get("keep_memory", False),
-        )
-        for name, prepare, switches in wanted
-    ]
+    setting: models.Setting | losses.LossSetting,
+    name: str,
+    prepare: Callable,
+    *,
+    keep_memory: bool = False,
+    **switches: bool,
+) -> Contestant:
+    return Contestant(
+        name,
+        prepare,
+        {"setting": setting, **switches},
+        keep_memory=keep_memory or args.keep_memory,
+    )
+
+
+def _inference_flops(setting: models.Setting, model: DABDETR) -> float:
+    """Of a run; a multiply-add is two."""
+    return 2e9 * setting.batch * count_flops(model, setting.height, setting.width)["total"]
 
 
 def _gives_back(args: argparse.Namespace) -> bool:
@@ -193,19 +194,19 @@ def _gives_back(args: argparse.Namespace) -> bool:
 
 def _losses(args: argparse.Namespace, prepare: Callable) -> list[dict[str, Any]]:
     model = get_config(args.config_file, args.overrides).model
+    args.batch = args.batch or 16
     setting = losses.LossSetting(
         layers=args.layers,
-        batch=args.batch or 16,
+        batch=args.batch,
         queries=model.num_queries,
         classes=model.num_classes,
         objects=args.objects,
         device=args.device,
     )
-    wanted = [
-        ("all layers at once", prepare, {"at_once": True}),
-        ("layer by layer", prepare, {"at_once": False}),
+    found = [
+        _contestant(args, setting, "all layers at once", prepare, at_once=True),
+        _contestant(args, setting, "layer by layer", prepare, at_once=False),
     ]
-    found = _contestants(wanted, setting, args)
     reference = prepare(setting._replace(device="cpu"), at_once=False).outcome()
     return _measure(found, args, {"*": 1e-4, "pairs": 0.0}, reference, images=setting.batch)
 
@@ -235,5 +236,12 @@ def _measure(
         if wrong:
             raise Disagreement(" ".join(wrong))
 
-    take_turns(turns, args.device, repeats=args.repeats, warmup=args.warmup, check=check)
+    take_turns(
+        turns,
+        args.device,
+        repeats=args.repeats,
+        warmup=args.warmup,
+        check=check,
+        profile=args.profile,
+    )
     return rows(found, images=images, flops=flops, matrix=matrix)

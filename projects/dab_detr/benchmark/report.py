@@ -1,6 +1,8 @@
 """What a run of the benchmark found, as a table and as JSON."""
 
+import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,12 @@ def rows(
             "peak_memory_bytes": contestant.peak_memory,
         }
         if flops is not None:
+            row["flops"] = flops
             row["flops_per_s"] = flops / contestant.median
             if peak:
                 row["share_of_matrix_rate"] = row["flops_per_s"] / peak
+        if contestant.profile:
+            row["profile"] = contestant.profile
         found.append(row)
     return found
 
@@ -65,6 +70,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         ),
     }
     if "flops_per_s" in found[0]:
+        columns["GFLOP"] = lambda row: f"{row['flops'] / 1e9:.0f}"
         columns["GFLOP/s"] = lambda row: f"{row['flops_per_s'] / 1e9:.0f}"
     if "share_of_matrix_rate" in found[0]:
         columns["of matrix rate"] = lambda row: f"{100 * row['share_of_matrix_rate']:.0f} %"
@@ -82,6 +88,24 @@ def _ratios(found: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping],
     }
 
 
+def profiles(found: Sequence[Mapping[str, Any]], longest: int = 12) -> str:
+    """In which of PyTorch's operations each row's time goes, side by side, in Markdown.
+
+    Args:
+        found: rows with a profile. longest: so many operations, by their time in all rows.
+    """
+    total = Counter()
+    for row in found:
+        total.update(row["profile"])
+    lines = [
+        [name, *(f"{1e3 * row['profile'].get(name, 0):.1f}" for row in found)]
+        for name, _ in total.most_common(longest)
+    ]
+    lines.append(["all", *(f"{1e3 * sum(row['profile'].values()):.1f}" for row in found)])
+    head = ["operation, ms", *(row["contestant"] for row in found)]
+    return tabulate(lines, head, tablefmt="github", disable_numparse=True)
+
+
 def disagreements(
     outcomes: Mapping[str, Mapping[str, Tensor]],
     reference: Mapping[str, Tensor],
@@ -90,14 +114,14 @@ def disagreements(
     """Which contestants give other numbers than the reference, one sentence each.
 
     Args:
-        outcomes: by contestant. reference: what they have to agree with.
+        outcomes: by contestant. reference: what they have to agree with; may name more.
         limits: the largest difference allowed, by a name in the outcomes; ``*`` is for the others.
             Differences are relative to the reference's largest value where that is above 1.
     """
     found = []
     for contestant, outcome in outcomes.items():
-        for name, expected in reference.items():
-            actual = outcome[name]
+        for name, actual in outcome.items():
+            expected = reference[name]
             if actual.shape != expected.shape:
                 found.append(f"{contestant}: {name} has the shape {tuple(actual.shape)}.")
                 continue
@@ -121,8 +145,16 @@ def machine(device: str) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: _version(name) for name in ("detectron2", "transformers")},
         "CUDA": torch.version.cuda if device.startswith("cuda") else "not used",
     }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ class Contestant:
         peak_memory: bytes at the fullest moment of a run, weights included; None where the system
             does not tell.
         outcome: see :class:`Work`.
+        profile: seconds in each of PyTorch's operations in one more run, the longest first; of a
+            GPU's time on a GPU.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Contestant:
     seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
     outcome: dict[str, torch.Tensor] = field(default_factory=dict)
+    profile: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
@@ -68,6 +72,7 @@ def take_turns(
     repeats: int,
     warmup: int,
     check: Callable[[], None] = lambda: None,
+    profile: bool = False,
 ) -> None:
     """Let each do its work ``warmup`` and ``repeats`` times, A B C A B C, and note what it took.
 
@@ -76,6 +81,7 @@ def take_turns(
 
     Args:
         check: called when all outcomes are there and nothing is timed yet; may raise.
+        profile: also note the time in each operation, after all else.
 
     Raises:
         ContestantFailed: with the name and the error.
@@ -95,6 +101,8 @@ def take_turns(
                     contestant.seconds.append(seconds)
         for contestant, worker in zip(contestants, workers):
             contestant.peak_memory = worker.ask("memory")
+            if profile:
+                contestant.profile = worker.ask("profile")
     finally:
         for worker in workers:
             worker.stop()
@@ -142,6 +150,7 @@ def _serve(connection: Connection, contestant: Contestant, device: str) -> None:
             "outcome": lambda: {name: x.cpu() for name, x in work.outcome().items()},
             "run": lambda: _timed(work.run, device),
             "memory": lambda: memory.peak(work.run),
+            "profile": lambda: _profile(work.run, device),
         }
         while True:
             connection.send(("answer", answers[connection.recv()]()))
@@ -166,6 +175,21 @@ def _timed(run: Callable[[], Any], device: str) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000
+
+
+def _profile(run: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds of one run by operation, on a GPU by kernel, the longest first."""
+    on_gpu = device.startswith("cuda")
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profiler:
+        run()
+    seconds = {}
+    for event in profiler.key_averages():
+        # an annotation's time on a GPU is that of its kernels once more
+        if not (on_gpu and event.is_user_annotation):
+            time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            seconds[event.key] = time_us / 1e6
+    return dict(sorted(seconds.items(), key=itemgetter(1), reverse=True))
 
 
 class _Memory:
