@@ -10,7 +10,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from dab_detr.allocator import keep_freed_memory
+from dab_detr import keep_freed_memory
 
 def resident():
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x)

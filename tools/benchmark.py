@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{name} does not go with {args.mode}.")
     if args.size is not None and min(args.size) < 32:
         parser.error("--size has to be at least 32 32.")
+    if args.keep_memory and args.device != "cpu":
+        parser.error("--keep-memory is for the CPU's memory.")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder.")
     # the contestants' processes would each repeat what libraries and PyTorch's profiler warn of

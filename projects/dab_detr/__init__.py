@@ -1,7 +1,8 @@
 """DAB-DETR, dynamic anchor boxes as queries of a detection transformer, for Detectron2.
 
 ``get_config(name)`` loads a config, ``add_dab_detr_config(cfg)`` prepares a YAML config,
-``DABDETR`` is the meta-architecture and ``inference_copy(model)`` makes a trained one faster.
+``DABDETR`` is the meta-architecture, ``inference_copy(model)`` makes a trained one faster, and
+``keep_freed_memory()`` a program that runs it on a CPU.
 """
 
 __version__ = "0.1.0"
@@ -11,6 +12,7 @@ _EXPORTS = {
     "add_dab_detr_config": "dab_detr.config",
     "get_config": "dab_detr.config",
     "inference_copy": "dab_detr.inference",
+    "keep_freed_memory": "dab_detr.allocator",
 }
 __all__ = [*_EXPORTS, "__version__"]
 

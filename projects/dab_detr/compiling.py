@@ -34,9 +34,15 @@ def require_compiler(device: torch.device, setting: str) -> None:
         )
 
 
-def compile_for_training(transformer: DABTransformer) -> None:
-    """Compile it in place to a graph that takes all sizes of images."""
-    # DistributedDataParallel would have the graph cut, to send gradients early, and PyTorch 2.14
-    # cannot cut one that is for all sizes. The backbone's backward pass comes later and hides it.
+def compile_for_training(transformer: DABTransformer, **options) -> None:
+    """Compile it in place to a graph that takes all sizes of images.
+
+    From then on DistributedDataParallel does not cut this process's graphs.
+
+    Args:
+        options: of :func:`torch.compile`.
+    """
+    # It would cut them to send gradients early, and PyTorch 2.14 cannot cut one that is for all
+    # sizes. The backbone's backward pass comes later and hides the sending.
     torch._dynamo.config.optimize_ddp = False
-    transformer.compile(dynamic=True)
+    transformer.compile(dynamic=True, **options)

@@ -1,17 +1,21 @@
 """The benchmark: contestants agree, or it says who does not; figures add up."""
 
 import json
+import platform
 from pathlib import Path
 
 import pytest
 import torch
-from counting import count_up
+from counting import count_up, what_is_kept
+from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 
+from dab_detr.analysis import count_flops
 from dab_detr.benchmark import contestants as models
 from dab_detr.benchmark import losses
 from dab_detr.benchmark.report import disagreements, profiles, rows, table
 from dab_detr.benchmark.turns import Contestant, ContestantFailed, take_turns
+from dab_detr.config import get_config
 
 CONFIG = str(Path(__file__).parents[1] / "data" / "bench_config.py")
 
@@ -60,6 +64,58 @@ def test_losses_at_once_and_layer_by_layer_are_the_same(prepare):
     assert_same(prepare(setting, at_once=True).outcome(), outcome)
     if prepare is losses.match:
         assert len(outcome["pairs"]) == 3 * 4 * 5
+
+
+def test_wrong_gradients_of_the_losses_are_found():
+    setting = losses.LossSetting(3, 4, queries=12, classes=6, objects=5, device="cpu")
+    reference = losses.compute_losses(setting, at_once=False).outcome()
+    right = losses.compute_losses(setting, at_once=True).outcome()
+    gradient = right["class gradient"]
+    background = gradient > 0
+    faults = {
+        "none": gradient,
+        "larger": gradient * 1.05,
+        "no background": gradient.where(~background, 0),
+        "flipped background": gradient.where(~background, -gradient),
+    }
+    outcomes = {name: {**right, "class gradient": wrong} for name, wrong in faults.items()}
+    found = disagreements(outcomes, reference, {"*": 1e-4})
+    assert [x.split(":")[0] for x in found] == list(faults)[1:]
+
+
+def test_wrong_gradients_of_a_step_are_found(setting, monkeypatch):
+    reference = models.train_ours(setting).outcome()
+    right = models.train_transformers(setting).outcome()
+    assert not disagreements({"right": right}, reference, {"*": 1e-3})
+    load = models.load_ours
+
+    def frozen(setting):
+        model = load(setting)
+        # too little for the norm of the whole gradient
+        model.transformer.decoder.norm.requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(models, "load_ours", frozen)
+    wrong = models.train_ours(setting).outcome()
+    found = disagreements({"wrong": wrong}, reference, {"*": 1e-3})
+    assert any("norms of the tensors' gradients" in x for x in found)
+
+
+def test_what_is_to_be_compiled_is(setting, monkeypatch):
+    compiled = []
+    copy = models.inference_copy
+    monkeypatch.setattr(
+        models,
+        "inference_copy",
+        lambda model, **options: (compiled.append(options), copy(model))[1],
+    )
+    models.infer_ours(setting, fast=True, compile=True)
+    assert compiled == [{"compile": True, "cuda_graphs": False}]
+    monkeypatch.setattr(models, "compile_for_training", compiled.append)
+    models.train_ours(setting)
+    assert len(compiled) == 1
+    models.train_ours(setting, compile=True)
+    assert len(compiled) == 2
 
 
 def test_sixteen_bits_are_compared_by_scores(setting):
@@ -131,20 +187,30 @@ def test_nothing_is_timed_before_all_agree(tmp_path):
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
+def test_memory_is_kept_where_it_is_to_be():
+    found = [Contestant(str(kept), what_is_kept, {}, keep_memory=kept) for kept in (True, False)]
+    take_turns(found, "cpu", repeats=1, warmup=0)
+    kept, given_back = (contestant.outcome["megabytes"].item() for contestant in found)
+    assert kept > 90 > given_back
+
+
 def test_a_contestant_that_fails_is_named(tmp_path):
     with pytest.raises(ContestantFailed, match="(?s)B: .*there is no such model"):
         take_turns(contestants(tmp_path / "log", B="prepare"), "cpu", repeats=1, warmup=0)
 
 
-def test_disagreements_are_relative_above_one_and_see_nan():
-    reference = {"loss": torch.tensor([50.0, 1.0]), "boxes": torch.tensor([0.5])}
+def test_disagreements_are_relative_and_see_nan():
+    reference = {"loss": torch.tensor([50.0, 1.0]), "boxes": torch.tensor([5e-6])}
     outcomes = {
-        "near": {"loss": torch.tensor([50.04, 1.0]), "boxes": torch.tensor([0.5005])},
+        "near": {"loss": torch.tensor([50.04, 1.0]), "boxes": torch.tensor([5.004e-6])},
+        "off": {"loss": torch.tensor([50.04, 1.0]), "boxes": torch.tensor([5.006e-6])},
         "far": {"loss": torch.tensor([50.06, 1.0]), "boxes": torch.tensor([float("nan")])},
-        "other": {"loss": torch.tensor([50.0]), "boxes": torch.tensor([0.5])},
+        "other": {"loss": torch.tensor([50.0]), "boxes": torch.tensor([5e-6])},
     }
     found = disagreements(outcomes, reference, {"*": 1e-3})
     assert [x.split(" differs")[0].split(" has")[0] for x in found] == [
+        "off: boxes",
         "far: loss",
         "far: boxes",
         "other: loss",
@@ -208,7 +274,10 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     ]
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
+    model = get_config(CONFIG, ["model.num_queries=16"]).model
+    gflops = count_flops(instantiate(model), 64, 64)["total"]
     for row in report["rows"]:
+        assert row["flops"] == pytest.approx(2 * 2e9 * gflops)  # two images, two a multiply-add
         assert row["images_per_s"] == pytest.approx(2 / row["median_s"])
         assert row["flops_per_s"] > 0 and row["share_of_matrix_rate"] > 0
         seconds = list(row["profile"].values())
@@ -216,6 +285,44 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
         assert any("convolution" in operation for operation in row["profile"])
     assert "operation, ms" in printed
     assert report["machine"]["torch"] == torch.__version__
+
+
+SMALL = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0"]
+MODES = {
+    "train": (["--size", "64", "64"], ["dab_detr", "dab_detr, memory kept", "transformers"]),
+    "matcher": (["--objects", "3"], ["all layers at once", "layer by layer"]),
+    "criterion": (["--objects", "3"], ["all layers at once", "layer by layer"]),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_measures_its_contestants(load_tool, tmp_path, mode):
+    options, names = MODES[mode]
+    file = tmp_path / "figures.json"
+    arguments = [mode, *SMALL, *options, "--batch", "2", "--json", str(file)]
+    assert load_tool("benchmark").main(arguments) == 0
+    found = json.loads(file.read_text())["rows"]
+    assert [row["contestant"] for row in found] == names
+    if mode == "train":
+        forward = 2 * 2e9 * count_flops(instantiate(get_config(CONFIG).model), 64, 64)["total"]
+        # twice more for what learns; in this model half of the work, stem and res2, does not
+        assert 1.5 * forward < found[0]["flops"] < 3 * forward
+
+
+@pytest.mark.parametrize("mode", ["infer", *MODES])
+def test_nothing_is_measured_where_contestants_disagree(load_tool, mode, capsys, monkeypatch):
+    # what all are compared with is computed here, they themselves are in other processes
+    if mode in ("infer", "train"):
+        images = models.example_batch
+        monkeypatch.setattr(models, "example_batch", lambda b, h, w, k: images(b + 1, h, w, k)[1:])
+        size = ["--size", "64", "64"]
+    else:
+        monkeypatch.setattr("dab_detr.benchmark.layer_by_layer._ALPHA", 0.75)
+        size = ["--objects", "8"]
+    assert load_tool("benchmark").main([mode, *SMALL, *size, "--batch", "2"]) == 1
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert "differs by" in printed.err and "more than" in printed.err
 
 
 def test_sixteen_bits_are_measured(load_tool, capsys):
@@ -271,6 +378,7 @@ def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, 
         ["growth", "--batch", "2"],
         ["growth", "--series", "images"],
         ["infer", "--series", "queries"],
+        ["infer", "--keep-memory", "--device", "cuda"],
     ],
 )
 def test_wrong_usage_ends_with_two(load_tool, arguments):

@@ -1,4 +1,6 @@
-"""A contestant for the tests of the benchmark, in a module that its process loads quickly."""
+"""Contestants for the tests of the benchmark, in a module that their processes load quickly."""
+
+from pathlib import Path
 
 import torch
 
@@ -15,3 +17,17 @@ def count_up(*, log, name, fail=None):
             file.write(name)
 
     return Work(run, lambda: {"answer": torch.tensor(2.0 if fail == "outcome" else 1.0)})
+
+
+def what_is_kept():
+    """Tells how much larger its process is after thirty tensors that it no longer has."""
+
+    def resident():
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x)
+        return int(line.split()[1]) / 1024
+
+    before = resident()
+    for _ in range(30):
+        torch.ones(25_000_000)  # 100 MB
+    kept = torch.tensor(resident() - before)
+    return Work(lambda: None, lambda: {"megabytes": kept})

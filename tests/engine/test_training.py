@@ -264,6 +264,20 @@ def test_a_compiled_training_is_the_same(config, tmp_path, monkeypatch):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept_unless_told_otherwise(in_process, tmp_path, monkeypatch, kept):
+    calls = []
+
+    def stop(*args, **kwargs):
+        raise InputError("This is as far as the test goes.")
+
+    monkeypatch.setattr("dab_detr.engine.main.keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr("dab_detr.engine.main.train", stop)
+    arguments = ["--config-file", str(CONFIG), f"train.output_dir={tmp_path / 'out'}"]
+    assert in_process(*arguments, *([] if kept else ["train.keep_freed_memory=False"])) == 1
+    assert calls == (["kept"] if kept else [])
+
+
 def test_compiling_without_a_compiler_is_refused(in_process, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)

@@ -12,6 +12,13 @@ from dab_detr.errors import InputError
 
 # two padded batches, one without padding, another padded one
 SIZES = [((64, 64), (48, 80)), ((96, 64), (80, 96)), ((64, 80), (64, 80)), ((64, 112), (96, 48))]
+# What makes a compiled copy compile, and what follows without: another width, another height, a
+# square, other numbers of images.
+COMPILED = [
+    [((64, 80),), ((64, 96),), ((96, 112),), ((80, 80),)],
+    [((64, 80), (64, 80)), ((96, 64),) * 3, ((64, 64),) * 2],
+    [((64, 80), (80, 96)), ((64, 80), (96, 48), (48, 64)), ((96, 64), (64, 96))],
+]
 
 
 @pytest.fixture
@@ -65,12 +72,18 @@ def test_compiled_it_detects_the_same_in_all_sizes(model, batch):
     torch._dynamo.utils.counters.clear()
     fast = inference_copy(model, compile=True)
     graphs = []
-    for sizes in SIZES:
-        assert_same_detections(fast, model, batch(sizes))
-        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    # A backbone and a transformer each for one size, for all sizes, and for all without padding,
-    # where the transformer is another. A further size makes no further graph.
-    assert graphs == [2, 4, 5, 5]
+    for alike in COMPILED:
+        for sizes in alike:
+            assert_same_detections(fast, model, batch(sizes))
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # a backbone and a transformer for single images, both for several, a transformer for padding
+    assert graphs == [2] * 4 + [4] * 3 + [5] * 3
+
+
+def test_compiled_it_is_called_without_gradients(model, batch):
+    fast = inference_copy(model, compile=True)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        fast(batch(SIZES[0]))
 
 
 def test_bfloat16_differs_by_less_than_a_fiftieth(model):
@@ -89,6 +102,8 @@ def test_bfloat16_differs_by_less_than_a_fiftieth(model):
 
 
 def test_what_cannot_work_is_refused(model, monkeypatch):
+    with pytest.raises(TypeError, match="not AveragedModel.*[.]module"):
+        inference_copy(torch.optim.swa_utils.AveragedModel(model))
     for arguments in ({}, {"compile": True}):
         with pytest.raises(ValueError, match="compile=True and a GPU"):
             inference_copy(model, cuda_graphs=True, **arguments)

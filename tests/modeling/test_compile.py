@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from dab_detr.compiling import compile_for_training
 from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
 
 SWITCHES = [{}, {"num_patterns": 2}, {"query_dim": 2, "modulate_hw_attention": False}]
@@ -44,7 +45,7 @@ def test_training_in_many_sizes_compiles_few_graphs_and_gives_the_same_gradients
         graphs.append(graph)
         return graph
 
-    compiled.compile(backend=count, dynamic=True)
+    compile_for_training(compiled, backend=count)
     criterion = SetCriterion(HungarianMatcher())
     for height, width in ((3, 4), (5, 4), (6, 7), (4, 9), (8, 3)):
         for mask in (None, padding(2, height, width)):

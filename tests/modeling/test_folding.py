@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from dab_detr.modeling.folding import fold_norms
 
@@ -52,11 +53,37 @@ def test_a_norm_without_statistics_stays():
     torch.testing.assert_close(folded(images), plain.eval()(images))
 
 
-def test_a_bias_before_the_norm_counts():
-    norm = FrozenBatchNorm2d(4)
+class NormFirst(Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(self.norm(x), self.weight)
+
+
+def random_norm(channels):
+    norm = FrozenBatchNorm2d(channels)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.normal_(norm.running_mean)
-    plain = nn.Sequential(Conv2d(3, 4, 3, padding=1, norm=norm, activation=torch.relu))
+    return norm
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        lambda: NormFirst(4, 4, 3, norm=random_norm(4), bias=False),
+        lambda: weight_norm(Conv2d(4, 4, 3, norm=random_norm(4), bias=False)),
+    ],
+    ids=["a norm before the convolution", "weights made from others"],
+)
+def test_an_unusual_convolution_stays(convolution):
+    plain = nn.Sequential(convolution())
+    images = torch.randn(1, 4, 8, 8)
+    folded = copy.deepcopy(plain)
+    fold_norms(folded)
+    assert folded[0].norm is not None
+    torch.testing.assert_close(folded(images), plain(images))
+
+
+def test_a_bias_before_the_norm_counts():
+    plain = nn.Sequential(Conv2d(3, 4, 3, padding=1, norm=random_norm(4), activation=torch.relu))
     images = torch.randn(1, 3, 8, 8)
     nn.init.normal_(plain[0].bias)
     folded = copy.deepcopy(plain)

@@ -18,6 +18,7 @@ from torchvision.ops import box_convert
 
 from dab_detr.analysis import Network, example_batch
 from dab_detr.benchmark.turns import Work
+from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.writing import write_hf
 from dab_detr.compiling import compile_for_training
 from dab_detr.config import get_config
@@ -113,8 +114,6 @@ def load_transformers(setting: Setting) -> nn.Module:
 
     transformers.logging.disable_progress_bar()
     model = transformers.DabDetrForObjectDetection.from_pretrained(setting.folder / "hf")
-    # the published losses are those of all layers
-    model.config.auxiliary_loss = True
     for name, parameter in model.named_parameters():
         if "embedder" in name or "stages.0." in name:
             parameter.requires_grad_(False)
@@ -161,13 +160,15 @@ def train_ours(setting: Setting, *, compile: bool = False) -> Work:
     batch = _images(setting)
     if compile:
         compile_for_training(model.transformer)
-    return _training(model, lambda: sum(model(batch).values()), setting)
+    return _training(model, lambda: sum(model(batch).values()), _gradients, setting)
 
 
 def train_transformers(setting: Setting) -> Work:
     """The same with transformers' model."""
     pixels = _normalized(setting)
     model = load_transformers(setting).train()
+    # the published losses are those of all layers
+    model.config.auxiliary_loss = True
     mask = torch.ones(pixels[:, 0].shape, dtype=torch.long, device=setting.device)
     scale = torch.tensor([setting.width, setting.height] * 2)
     targets = []
@@ -184,19 +185,22 @@ def train_transformers(setting: Setting) -> Work:
     def loss() -> Tensor:
         return model(pixel_values=pixels, pixel_mask=mask, labels=targets).loss
 
-    return _training(model, loss, setting)
+    def gradients(model: nn.Module) -> dict[str, Tensor]:
+        return to_dab_detr(_gradients(model)).state
+
+    return _training(model, loss, gradients, setting)
 
 
-def matrix_product(device: str, dtype: str, size: int = 2048) -> Work:
-    """What the device does at best: one product of two square matrices."""
+def matrix_product(device: str, dtype: str) -> Work:
+    """Products of two square matrices, into memory that is there, large enough for full speed."""
+    # repeats are for the clock
+    size, repeats = (2048, 4) if device == "cpu" else (8192, 10)
     kind = DTYPES[dtype] or torch.float32
-    a, b = (torch.randn(size, size).to(device, kind) for _ in range(2))
-    # long enough for the clock
-    repeats = 4 if device == "cpu" else 200
+    a, b, product = (torch.randn(size, size).to(device, kind) for _ in range(3))
 
     def run() -> None:
         for _ in range(repeats):
-            torch.mm(a, b)
+            torch.mm(a, b, out=product)
 
     flops = torch.tensor(2.0 * size**3 * repeats, dtype=torch.float64)
     return Work(run, lambda: {"flops": flops})
@@ -229,7 +233,23 @@ def _prediction(setting: Setting, class_logits: Tensor, boxes: Tensor) -> dict[s
     return outcome if DTYPES[setting.dtype] else {"class logits": class_logits, **outcome}
 
 
-def _training(model: nn.Module, loss: Callable[[], Tensor], setting: Setting) -> Work:
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    """By the names of the state dict; zeros for what does not learn."""
+    learnt = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.grad is not None
+    }
+    return {name: learnt.get(name, torch.zeros_like(x)) for name, x in model.state_dict().items()}
+
+
+def _training(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    gradients: Callable[[nn.Module], dict[str, Tensor]],
+    setting: Setting,
+) -> Work:
+    """Args: gradients: of the model after a step, by our names."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
 
@@ -244,4 +264,14 @@ def _training(model: nn.Module, loss: Callable[[], Tensor], setting: Setting) ->
         gradient()
         optimizer.step()
 
-    return Work(step, lambda: dict(zip(("loss", "norm of the gradient"), gradient())))
+    def outcome() -> dict[str, Tensor]:
+        total, norm = gradient()
+        found = gradients(model)
+        norms = [found[name].float().norm() for name in sorted(found)]
+        return {
+            "loss": total,
+            "norm of the gradient": norm,
+            "norms of the tensors' gradients": torch.stack(norms),
+        }
+
+    return Work(step, outcome)

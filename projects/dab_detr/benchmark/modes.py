@@ -24,6 +24,8 @@ from dab_detr.modeling.meta_arch import DABDETR
 # Of float32 against float32, and of 16 bits against float32; scores and boxes are in 0..1.
 _LIMITS = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
 _TRAINING_LIMITS = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 1e-1}
+# where transformers has the model
+_PEER = ("transformers.models.dab_detr.modeling_dab_detr",)
 
 
 class Disagreement(RuntimeError):
@@ -39,18 +41,15 @@ def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     exact = setting._replace(device="cpu", dtype="float32")
     reference = models.infer_ours(exact).outcome()
     row = partial(_contestant, args, setting)
-    found = [row("as trained", models.infer_ours)]
-    for compile in (False, True) if args.compile else (False,):
-        name = "inference_copy, compiled" if compile else "inference_copy"
-        fast = partial(row, prepare=models.infer_ours, fast=True, compile=compile)
-        found.append(fast(name))
-        if _gives_back(args):
-            found.append(fast(f"{name}, memory kept", keep_memory=True))
+    copy = partial(row, prepare=models.infer_ours, fast=True)
+    found = [row("as trained", models.infer_ours), *_variants(args, copy, "inference_copy")]
     if args.compile and args.device != "cpu":
-        found.append(fast("inference_copy, compiled, CUDA graphs", cuda_graphs=True))
+        name = "inference_copy, compiled, CUDA graphs"
+        found.append(copy(name, compile=True, cuda_graphs=True))
+    peer = partial(row, prepare=models.infer_transformers, imports=_PEER)
     if args.compile:
-        found.append(row("transformers, compiled", models.infer_transformers, compile=True))
-    found.append(row("transformers", models.infer_transformers))
+        found.append(peer("transformers, compiled", compile=True))
+    found.append(peer("transformers"))
     limit = _LIMITS[setting.dtype]
     return _measure(found, args, {"*": limit}, reference, images=setting.batch, flops=flops)
 
@@ -64,16 +63,13 @@ def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         raise InputError("model.dropout has to be 0 here: contestants would drop different units.")
     models.write_transformers(setting, models.write_weights(setting))
     plain = models.train_ours(setting._replace(device="cpu", dtype="float32"))
-    # fvcore's counter does not see the backward pass, PyTorch's sees attention as products only
+    # fvcore's counter does not see the backward pass, PyTorch's sees attention as products only;
+    # the zeros that widen the values are half a percent of it
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         reference = plain.outcome()
     row = partial(_contestant, args, setting)
-    ours = partial(row, prepare=models.train_ours, keep_memory=args.device == "cpu")
-    found = [row("memory given back", models.train_ours)] if _gives_back(args) else []
-    found.append(ours("as train_net.py"))
-    if args.compile:
-        found.append(ours("the same, train.compile=True", compile=True))
-    found.append(row("transformers", models.train_transformers))
+    found = _variants(args, partial(row, prepare=models.train_ours), "dab_detr")
+    found.append(row("transformers", models.train_transformers, imports=_PEER))
     return _measure(
         found,
         args,
@@ -172,6 +168,7 @@ def _contestant(
     prepare: Callable,
     *,
     keep_memory: bool = False,
+    imports: Sequence[str] = (),
     **switches: bool,
 ) -> Contestant:
     return Contestant(
@@ -179,17 +176,27 @@ def _contestant(
         prepare,
         {"setting": setting, **switches},
         keep_memory=keep_memory or args.keep_memory,
+        imports=imports,
     )
+
+
+def _variants(
+    args: argparse.Namespace, row: Callable[..., Contestant], name: str
+) -> list[Contestant]:
+    """One of ours as it is and compiled, each also with memory kept."""
+    found = []
+    for compile in (False, True) if args.compile else (False,):
+        compiled = f"{name}, compiled" if compile else name
+        found.append(row(compiled, compile=compile))
+        # where it is given back unless the process is told not to
+        if args.device == "cpu" and not args.keep_memory:
+            found.append(row(f"{compiled}, memory kept", compile=compile, keep_memory=True))
+    return found
 
 
 def _inference_flops(setting: models.Setting, model: DABDETR) -> float:
     """Of a run; a multiply-add is two."""
     return 2e9 * setting.batch * count_flops(model, setting.height, setting.width)["total"]
-
-
-def _gives_back(args: argparse.Namespace) -> bool:
-    """Whether processes give freed memory back unless they are told not to."""
-    return args.device == "cpu" and not args.keep_memory
 
 
 def _losses(args: argparse.Namespace, prepare: Callable) -> list[dict[str, Any]]:

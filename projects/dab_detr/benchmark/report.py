@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
 from tabulate import tabulate
 from torch import Tensor
@@ -116,7 +117,7 @@ def disagreements(
     Args:
         outcomes: by contestant. reference: what they have to agree with; may name more.
         limits: the largest difference allowed, by a name in the outcomes; ``*`` is for the others.
-            Differences are relative to the reference's largest value where that is above 1.
+            Differences are relative to the reference's largest value.
     """
     found = []
     for contestant, outcome in outcomes.items():
@@ -125,8 +126,8 @@ def disagreements(
             if actual.shape != expected.shape:
                 found.append(f"{contestant}: {name} has the shape {tuple(actual.shape)}.")
                 continue
-            scale = max(1.0, expected.abs().max().item())
-            error = ((actual.float() - expected.float()).abs().max() / scale).item()
+            largest = expected.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+            error = ((actual.float() - expected.float()).abs().max() / largest).item()
             limit = limits.get(name, limits["*"])
             # a NaN is a disagreement, too
             if not error <= limit:
@@ -145,7 +146,8 @@ def machine(device: str) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: _version(name) for name in ("detectron2", "transformers")},
+        "detectron2": detectron2.__version__,
+        "transformers": _version("transformers"),
         "CUDA": torch.version.cuda if device.startswith("cuda") else "not used",
     }
 
@@ -154,7 +156,7 @@ def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        return "not installed"
 
 
 def _processor() -> str:

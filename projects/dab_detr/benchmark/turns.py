@@ -1,13 +1,14 @@
 """Contestants in processes of their own that take turns on one machine."""
 
+import importlib
 import multiprocessing
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ import torch
 
 from dab_detr.allocator import keep_freed_memory
 from dab_detr.errors import InputError
+
+# a single run of some milliseconds an operation says little on a shared machine
+_PROFILED_RUNS = 3
 
 
 class Work(NamedTuple):
@@ -38,18 +42,20 @@ class Contestant:
         prepare: called with ``arguments`` in the contestant's process, gives its work.
         keep_memory: whether its process keeps freed memory, see
             :func:`dab_detr.allocator.keep_freed_memory`.
+        imports: modules that its process loads before its memory is counted.
         seconds: of each timed run.
         peak_memory: bytes at the fullest moment of a run, weights included; None where the system
             does not tell.
         outcome: see :class:`Work`.
-        profile: seconds in each of PyTorch's operations in one more run, the longest first; of a
-            GPU's time on a GPU.
+        profile: seconds of a run in each of PyTorch's operations, the longest first; of a GPU's
+            time on a GPU.
     """
 
     name: str
     prepare: Callable[..., Work]
     arguments: dict[str, Any]
     keep_memory: bool = False
+    imports: Sequence[str] = ()
     seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
     outcome: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -101,11 +107,21 @@ def take_turns(
                     contestant.seconds.append(seconds)
         for contestant, worker in zip(contestants, workers):
             contestant.peak_memory = worker.ask("memory")
-            if profile:
-                contestant.profile = worker.ask("profile")
+        if profile:
+            _take_profiles(contestants, workers)
     finally:
         for worker in workers:
             worker.stop()
+
+
+def _take_profiles(contestants: Iterable[Contestant], workers: Sequence["_Worker"]) -> None:
+    """The mean of some runs, in turns."""
+    total = [Counter() for _ in workers]
+    for _ in range(_PROFILED_RUNS):
+        for seconds, worker in zip(total, workers):
+            seconds.update(worker.ask("profile"))
+    for contestant, seconds in zip(contestants, total):
+        contestant.profile = {name: x / _PROFILED_RUNS for name, x in seconds.most_common()}
 
 
 class _Worker:
@@ -144,6 +160,8 @@ def _serve(connection: Connection, contestant: Contestant, device: str) -> None:
             torch.cuda.set_device(torch.device(device).index or 0)
             # float32 is float32, in convolutions as in matrix products
             torch.backends.cudnn.allow_tf32 = False
+        for name in contestant.imports:
+            importlib.import_module(name)
         memory = _Memory(device)
         work = contestant.prepare(**contestant.arguments)
         answers = {
@@ -178,7 +196,7 @@ def _timed(run: Callable[[], Any], device: str) -> float:
 
 
 def _profile(run: Callable[[], Any], device: str) -> dict[str, float]:
-    """Seconds of one run by operation, on a GPU by kernel, the longest first."""
+    """Seconds of one run by operation, on a GPU by kernel."""
     on_gpu = device.startswith("cuda")
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profiler:
@@ -189,7 +207,7 @@ def _profile(run: Callable[[], Any], device: str) -> dict[str, float]:
         if not (on_gpu and event.is_user_annotation):
             time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             seconds[event.key] = time_us / 1e6
-    return dict(sorted(seconds.items(), key=itemgetter(1), reverse=True))
+    return seconds
 
 
 class _Memory:
@@ -197,13 +215,12 @@ class _Memory:
 
     def __init__(self, device: str):
         self._on_gpu = device.startswith("cuda")
-        self._imports = 0 if self._on_gpu else _resident("VmRSS")
+        self._before = 0 if self._on_gpu else _resident("VmRSS")
 
     def peak(self, run: Callable[[], Any]) -> int | None:
         """Bytes at the fullest moment of a run beyond what the process had before it loaded.
 
-        Weights are included, and on a CPU also what the contestant imports on its way, and what it
-        has freed and keeps.
+        Weights are included, and on a CPU also what the contestant has freed and keeps.
         """
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -215,7 +232,7 @@ class _Memory:
         except OSError:
             return None
         run()
-        return _resident("VmHWM") - self._imports
+        return _resident("VmHWM") - self._before
 
 
 def _resident(name: str) -> int:

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -154,11 +155,11 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
         device = device_of(cfg)
         default_setup(cfg, args)
         # Detectron2 sets up its own loggers and fvcore's only
-        logging.getLogger("dab_detr").setLevel(logging.INFO)
-        logging.getLogger("dab_detr").handlers = logging.getLogger("detectron2").handlers
+        setup_logger(cfg.train.output_dir, comm.get_rank(), name="dab_detr").setLevel(logging.INFO)
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
         if device.type == "cpu":
-            keep_freed_memory()
+            if cfg.train.keep_freed_memory:
+                keep_freed_memory()
             if cfg.train.device == "auto":
                 logger.info("No GPU was found: running on the CPU.")
         model = build(cfg, "model").to(device)
