@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# tests that run at the same time
+WORKERS ?= 2
 DEMO := configs/shapes/dab_detr_shapes.py
 
 .PHONY: help setup demo test lint environment clean
@@ -17,7 +19,7 @@ demo: $(READY)  ## draw the shapes, train on the CPU (10 minutes), evaluate, dra
 	$(RUN) train_net.py --config-file $(DEMO) $(ARGS)
 
 test: $(READY)  ## run the tests; ARGS="-k name" picks some
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	$(RUN) -m ruff check .

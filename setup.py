@@ -20,7 +20,7 @@ FAST_EVAL = ["faster-coco-eval>=1.6"]
 SLURM = ["submitit>=1.5"]
 BENCHMARK = ["transformers>=5"]
 # transformers is the second witness of the model's numbers; scikit-learn has handwritten digits
-TEST = ["pytest>=8", "scikit-learn", *TIMM, *FAST_EVAL, *SLURM, *BENCHMARK]
+TEST = ["pytest>=9.2", "pytest-xdist>=3.6", "scikit-learn", *TIMM, *FAST_EVAL, *SLURM, *BENCHMARK]
 
 setup(
     name="dab_detr",
