@@ -19,6 +19,8 @@ train = dict(
     amp=dict(enabled=False, dtype="float16"),
     # compiles the transformer for training, which takes minutes at the first step
     compile=False,
+    # convolutions' weights and features with channels last: the same numbers but for rounding
+    channels_last=True,
     # on a CPU, for the next tensors: quicker, and the process stays as large as it once was
     keep_freed_memory=True,
     # computes these again in the backward pass instead of keeping them

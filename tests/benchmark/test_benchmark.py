@@ -289,7 +289,10 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
 
 SMALL = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0"]
 MODES = {
-    "train": (["--size", "64", "64"], ["dab_detr", "dab_detr, memory kept", "transformers"]),
+    "train": (
+        ["--size", "64", "64"],
+        ["dab_detr, channels first", "dab_detr", "dab_detr, memory kept", "transformers"],
+    ),
     "matcher": (["--objects", "3"], ["all layers at once", "layer by layer"]),
     "criterion": (["--objects", "3"], ["all layers at once", "layer by layer"]),
 }

@@ -264,6 +264,18 @@ def test_a_compiled_training_is_the_same(config, tmp_path, monkeypatch):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_channels_come_last_and_the_training_is_the_same(config, tmp_path):
+    losses = {}
+    for last in (True, False):
+        folder = tmp_path / str(last)
+        model, _ = run(config(f"train.output_dir={folder}", f"train.channels_last={last}"))
+        weights = [w for w in model.parameters() if w.dim() == 4 and w.shape[2:] == (3, 3)]
+        assert weights
+        assert all(w.is_contiguous(memory_format=torch.channels_last) == last for w in weights)
+        losses[last] = list(metrics(folder).values())
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_kept_unless_told_otherwise(in_process, tmp_path, monkeypatch, kept):
     calls = []

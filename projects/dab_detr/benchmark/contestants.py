@@ -154,9 +154,11 @@ def infer_transformers(setting: Setting, *, compile: bool = False) -> Work:
     return Work(predict, lambda: _prediction(setting, *predict()))
 
 
-def train_ours(setting: Setting, *, compile: bool = False) -> Work:
+def train_ours(setting: Setting, *, compile: bool = False, channels_last: bool = True) -> Work:
     """A training step: forward, losses, backward, clipping, AdamW."""
     model = load_ours(setting).train()
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
     batch = _images(setting)
     if compile:
         compile_for_training(model.transformer)

@@ -68,7 +68,9 @@ def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         reference = plain.outcome()
     row = partial(_contestant, args, setting)
-    found = _variants(args, partial(row, prepare=models.train_ours), "dab_detr")
+    ours = partial(row, prepare=models.train_ours)
+    found = [ours("dab_detr, channels first", channels_last=False)]
+    found += _variants(args, ours, "dab_detr")
     found.append(row("transformers", models.train_transformers, imports=_PEER))
     return _measure(
         found,

@@ -73,6 +73,8 @@ def train(
     interruption = interruption or Interruption()
     seed = cfg.train.seed if cfg.train.seed >= 0 else comm.shared_random_seed()
     folder = Path(cfg.train.output_dir)
+    if cfg.train.channels_last:
+        model.to(memory_format=torch.channels_last)
     try:
         checkpoint_activations(model, **cfg.train.activation_checkpointing)
         average = MovingAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
