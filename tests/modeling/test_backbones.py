@@ -59,6 +59,8 @@ def test_other_backbones_train_and_predict(name, batch):
         pytest.importorskip("timm")
     small = ["model.num_encoder_layers=1", "model.num_decoder_layers=2", "model.num_queries=8"]
     model = instantiate(get_config(name, small).model)
+    # as they are trained
+    model.to(memory_format=torch.channels_last)
     inputs = batch(((96, 96), (64, 90)))
     losses = model(inputs)
     assert sum(losses.values()).isfinite()

@@ -251,7 +251,7 @@ def _training(
     gradients: Callable[[nn.Module], dict[str, Tensor]],
     setting: Setting,
 ) -> Work:
-    """Args: gradients: of the model after a step, by our names."""
+    """A step's work; ``gradients`` gives those of a model after it, by our names."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
 
