@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# tests that run at the same time
+# files of tests that run at the same time
 WORKERS ?= 2
 DEMO := configs/shapes/dab_detr_shapes.py
 

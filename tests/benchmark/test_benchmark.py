@@ -18,6 +18,7 @@ from dab_detr.benchmark.turns import Contestant, ContestantFailed, take_turns
 from dab_detr.config import get_config
 
 CONFIG = str(Path(__file__).parents[1] / "data" / "bench_config.py")
+SMALL = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0"]
 
 
 @pytest.fixture
@@ -261,7 +262,7 @@ def test_a_series_is_compared_with_its_first():
 def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     benchmark = load_tool("benchmark")
     file = tmp_path / "figures.json"
-    arguments = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0", "--json", str(file)]
+    arguments = [*SMALL, "--json", str(file)]
     arguments += ["--size", "64", "64", "--batch", "2", "--profile", "model.num_queries=16"]
     assert benchmark.main(["infer", *arguments]) == 0
     report = json.loads(file.read_text())
@@ -287,7 +288,6 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     assert report["machine"]["torch"] == torch.__version__
 
 
-SMALL = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0"]
 MODES = {
     "train": (
         ["--size", "64", "64"],
@@ -329,8 +329,7 @@ def test_nothing_is_measured_where_contestants_disagree(load_tool, mode, capsys,
 
 
 def test_sixteen_bits_are_measured(load_tool, capsys):
-    arguments = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0", "--keep-memory"]
-    arguments += ["--size", "64", "64", "--dtype", "bfloat16"]
+    arguments = [*SMALL, "--keep-memory", "--size", "64", "64", "--dtype", "bfloat16"]
     assert load_tool("benchmark").main(["infer", *arguments]) == 0
     assert "inference_copy" in capsys.readouterr().out
 
@@ -339,7 +338,7 @@ def test_growth_compares_with_the_first_of_a_series(load_tool, tmp_path, capsys,
     # transformers is not needed for it
     monkeypatch.setattr("dab_detr.benchmark.contestants.importlib.util.find_spec", lambda _: None)
     file = tmp_path / "figures.json"
-    arguments = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0", "--json", str(file)]
+    arguments = [*SMALL, "--json", str(file)]
     assert load_tool("benchmark").main(["growth", *arguments, "--series", "queries"]) == 0
     found = json.loads(file.read_text())["rows"]
     names = [f"queries {x}" for x in (100, 300, 600, 900)]
