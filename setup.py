@@ -43,7 +43,8 @@ setup(
         "hydra-core>=1.1",
         "numpy",
         "scipy",
-        "pycocotools",
+        # these two fail on annotation files without "info"
+        "pycocotools!=2.0.9,!=2.0.10",
         "matplotlib",
         "pillow",
         "tabulate",

@@ -4,6 +4,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from dab_detr import environment
 from dab_detr.config import list_configs
 
@@ -43,6 +45,20 @@ print(dab_detr.get_config("dab_detr_r50_50ep.py").model.num_queries)
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [*list_configs(), "300"]
+
+
+def test_releases_that_fail_on_common_files_are_not_installed(tmp_path):
+    """pycocotools 2.0.9 and 2.0.10 need "info" in annotation files, which many lack."""
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+    )
+    lines = (tmp_path / "dab_detr.egg-info" / "requires.txt").read_text().split("\n\n")[0]
+    (wanted,) = (x for x in map(Requirement, lines.split()) if x.name == "pycocotools")
+    assert list(wanted.specifier.filter(["2.0.8", "2.0.9", "2.0.10", "2.0.11"])) == [
+        "2.0.8", "2.0.11",
+    ]  # fmt: skip
 
 
 def test_environment_names_the_parts():

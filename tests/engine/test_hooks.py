@@ -14,6 +14,7 @@ from torch import nn
 from dab_detr.config import get_config
 from dab_detr.engine import training
 from dab_detr.engine.hooks import MovingAverage
+from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.writers import CSVWriter
 from dab_detr.errors import InputError
@@ -149,6 +150,24 @@ def test_old_checkpoints_go_also_after_a_resume(config, tmp_path):
     run(config("train.max_iter=6", *overrides), resume=True)
     kept = sorted(path.name for path in tmp_path.glob("model_00*.pth"))
     assert kept == ["model_0000004.pth", "model_0000005.pth"]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_failed_last_step_ends_with_its_own_error(config, monkeypatch, steps):
+    step = Trainer.run_step
+
+    def fail_at_the_end(trainer):
+        if trainer.iter == steps - 1:
+            raise FloatingPointError("the loss is not finite")
+        step(trainer)
+
+    def evaluate(*_, **__):
+        raise RuntimeError("the evaluation of broken weights fails too")
+
+    monkeypatch.setattr(Trainer, "run_step", fail_at_the_end)
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    with pytest.raises(FloatingPointError, match="the loss is not finite"):
+        run(config(f"train.max_iter={steps}"))
 
 
 def test_an_evaluation_that_a_stop_prevented_is_made_up_for(config, tmp_path, monkeypatch):

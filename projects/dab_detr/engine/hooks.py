@@ -169,6 +169,15 @@ class Evaluation(EvalHook):
             self._save()
             raise
 
+    def after_train(self) -> None:
+        """Evaluate what has been trained to its end.
+
+        ``EvalHook`` would also do so when the last step has failed, and an error of that
+        evaluation would take the place of the reason.
+        """
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
     def _evaluate(self) -> dict:
         return self._evaluate_at(min(self.trainer.iter + 1, self.trainer.max_iter))
 
