@@ -1,15 +1,73 @@
 """What depends on several processes, in two real ones that talk through gloo."""
 
+import datetime
+import multiprocessing
+import os
+import traceback
+from pathlib import Path
+
 import pytest
 import torch
-import torch.multiprocessing as mp
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from dab_detr.config import get_config
 from dab_detr.engine.nonfinite import NonFiniteSteps
+from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.trainer import Trainer
+from dab_detr.engine.training import train
+from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
+
+CONFIG = Path(__file__).parent / "data" / "tiny_config.py"
+
+
+def serve(rank, address, tasks, results):
+    """Joins the group, then runs functions of this module, given the rank and their arguments."""
+    timeout = datetime.timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2, timeout=timeout)
+    comm.create_local_process_group(2)
+    for function, arguments in iter(tasks.get, None):
+        try:
+            results.put((function(rank, *arguments), None))
+        except Exception:
+            results.put((None, traceback.format_exc()))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Runs a function in two processes of one group; returns what it returns in each."""
+    spawn = multiprocessing.get_context("spawn")
+    address = f"file://{tmp_path_factory.mktemp('meeting')}/place"
+    queues = [(spawn.Queue(), spawn.Queue()) for _ in range(2)]
+    processes = [
+        spawn.Process(target=serve, args=(rank, address, *pair), daemon=True)
+        for rank, pair in enumerate(queues)
+    ]
+    for process in processes:
+        process.start()
+
+    def run(function, *arguments):
+        for tasks, _ in queues:
+            tasks.put((function, arguments))
+        outcomes = [results.get(timeout=120) for _, results in queues]
+        for _, problem in outcomes:
+            assert problem is None, problem
+        return [value for value, _ in outcomes]
+
+    yield run
+    for tasks, _ in queues:
+        tasks.put(None)
+    for process in processes:
+        process.join(20)
+        process.kill()
 
 
 def losses_of(rank, scale):
@@ -27,17 +85,8 @@ def losses_of(rank, scale):
     return {name: loss.item() * scale for name, loss in losses.items()}
 
 
-def worker(rank, address, queue):
-    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
-    queue.put((rank, losses_of(rank, 1)))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def test_losses_are_divided_by_the_mean_number_of_objects(tmp_path):
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(worker, (f"file://{tmp_path}/meeting", queue), nprocs=2)
-    together = dict(queue.get() for _ in range(2))
+def test_losses_are_divided_by_the_mean_number_of_objects(both):
+    together = both(losses_of, 1)
     for rank, count in enumerate((1, 3)):
         # alone a worker divides by its own count, together both by the mean of 1 and 3
         expected = losses_of(rank, count / 2)
@@ -55,8 +104,7 @@ class Scored(torch.nn.Module):
         return {"loss": self.x.sum() * batch[0]["value"]}
 
 
-def train_with_nan(rank, address, folder, dtype, queue):
-    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
+def train_with_nan(rank, folder, dtype):
     objects = Instances((4, 4), gt_boxes=Boxes(torch.zeros(1, 4)), gt_classes=torch.tensor([0]))
     values = [1.0, float("nan") if rank else 1.0, 1.0]
     image = {"image": torch.zeros(1), "instances": objects, "file_name": f"of {rank}"}
@@ -73,17 +121,12 @@ def train_with_nan(rank, address, folder, dtype, queue):
         for trainer.iter in range(3):
             storage.iter = trainer.iter
             trainer.run_step()
-    queue.put((rank, model.module.x.item(), trainer.nonfinite.count))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return model.module.x.item(), trainer.nonfinite.count
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
-def test_a_step_is_skipped_by_all_workers_or_by_none(tmp_path, dtype):
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(train_with_nan, (f"file://{tmp_path}/meeting", str(tmp_path), dtype, queue), nprocs=2)
-    for _ in range(2):
-        _, x, skipped = queue.get()
+def test_a_step_is_skipped_by_all_workers_or_by_none(both, tmp_path, dtype):
+    for x, skipped in both(train_with_nan, str(tmp_path), dtype):
         assert skipped == 1 and x == pytest.approx(0.8, rel=1e-3)
     assert len(list(tmp_path.glob("nonfinite_step_0000002_worker_*.pth"))) == 2
 
@@ -93,7 +136,64 @@ def write_often(rank, path):
         write_whole(path, lambda file: file.write(b"x" * 100_000))
 
 
-def test_several_processes_may_write_one_file(tmp_path):
-    mp.spawn(write_often, (str(tmp_path / "file"),), nprocs=2)
+def test_several_processes_may_write_one_file(both, tmp_path):
+    both(write_often, str(tmp_path / "file"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"x" * 100_000
+
+
+def fine_tune(rank, datasets, *overrides):
+    """The bits of the class head after a step, on this process."""
+    os.environ["DETECTRON2_DATASETS"] = datasets
+    forget_tiny()
+    cfg = get_config(CONFIG, ["train.max_iter=1", "train.pictures.tensorboard=0", *overrides])
+    default_setup(cfg, None)
+    model = instantiate(cfg.model)
+    train(cfg, model, torch.device("cpu"), resume=False)
+    head = model.transformer.decoder.class_head
+    return head.weight.tolist(), head.bias.tolist()
+
+
+def forget_tiny():
+    for name in ("tiny_train", "tiny_val"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_fine_tuning_to_other_classes_gives_all_processes_one_class_head(
+    both, datasets_root, tmp_path, forget_tiny
+):
+    other = instantiate(get_config(CONFIG, ["model.num_classes=7"]).model)
+    torch.save({"model": other.state_dict()}, tmp_path / "seven.pth")
+    first, second = both(
+        fine_tune, str(datasets_root), f"train.init_checkpoint={tmp_path}/seven.pth",
+        f"train.output_dir={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert first == second
+
+
+def disagree(rank, what):
+    """What is said when the processes differ in one bit of one tensor, or in where they begin."""
+    model = torch.nn.BatchNorm1d(3)
+    model.register_buffer("unsaved", torch.ones(2, dtype=torch.bfloat16), persistent=False)
+    if rank and what != "step":
+        getattr(model, what).data.reshape(-1).view(torch.uint8)[0] ^= 1
+    try:
+        require_equal_weights(model, 4 + rank * (what == "step"))
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("weight", "Process 1 begins with another weight than process 0"),
+        ("num_batches_tracked", "another num_batches_tracked"),
+        ("unsaved", "another unsaved"),
+        ("step", "Process 0 begins at step 5, process 1 at step 6"),
+    ],
+)
+def test_processes_that_begin_differently_are_refused(both, what, words):
+    for said in both(disagree, what):
+        assert words in said

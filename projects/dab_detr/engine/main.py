@@ -24,7 +24,7 @@ from dab_detr.engine.datasets import check_test_records, dataset_names, use_own_
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
 from dab_detr.engine.loader import build
-from dab_detr.engine.processes import joined_workers, signals_for_children
+from dab_detr.engine.processes import joined_workers, require_equal_weights, signals_for_children
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 from dab_detr.inference.copy import inference_copy
@@ -166,6 +166,7 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
         if args.eval_only:
             check_test_records(cfg)
             Checkpointer(model, complete=True).load(cfg.train.init_checkpoint)
+            require_equal_weights(model)
             results = evaluate(cfg, model)
         else:
             with Interruption() as interruption:

@@ -4,10 +4,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 
 import torch
 from detectron2.utils import comm
+from torch import Tensor, nn
 
 from dab_detr.errors import InputError
 
@@ -76,3 +78,40 @@ def signals_for_children() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def require_equal_weights(model: nn.Module, start_iter: int = 0) -> None:
+    """See that all processes begin with the same model, bit for bit, at the same step.
+
+    They would otherwise train different models: what is exchanged is gradients.
+
+    Args:
+        model: its parameters and all its buffers count, those too that no checkpoint has.
+        start_iter: where this process begins.
+
+    Raises:
+        InputError: on every process, naming the first tensor that differs.
+    """
+    if comm.get_world_size() == 1:
+        return
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    mine = start_iter, {name: _checksum(tensor) for name, tensor in tensors.items()}
+    first, *others = comm.all_gather(mine)
+    for rank, other in enumerate(others, start=1):
+        if other[0] != first[0]:
+            raise InputError(
+                f"Process 0 begins at step {first[0] + 1}, process {rank} at step {other[0] + 1}: "
+                "all machines have to see the same checkpoints in train.output_dir."
+            )
+        for name in [*first[1], *other[1]]:
+            if first[1].get(name) != other[1].get(name):
+                raise InputError(
+                    f"Process {rank} begins with another {name} than process 0: all machines have "
+                    "to read the same files (train.init_checkpoint, checkpoints) and build the "
+                    "same model."
+                )
+
+
+def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], str, int]:
+    content = tensor.detach().to("cpu", copy=False).contiguous().reshape(-1)
+    return tuple(tensor.shape), str(tensor.dtype), zlib.crc32(content.view(torch.uint8).numpy())

@@ -34,6 +34,7 @@ from dab_detr.engine.interruption import Interruption
 from dab_detr.engine.loader import build, build_train_loader
 from dab_detr.engine.memory import checkpoint_activations
 from dab_detr.engine.nonfinite import NonFiniteSteps
+from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
@@ -94,6 +95,11 @@ def train(
     epoch = max(1, len(records) // batch_size)
     max_iter = cfg.train.max_iter or max(1, round(cfg.train.epochs * epoch))
 
+    checkpointer = Checkpointer(model, str(folder), complete=False)
+    goes_on = _finds_checkpoint(checkpointer, resume=resume)
+    if not goes_on:
+        # before DDP hands the first process's weights to all: each may draw a class head of its own
+        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
     parallel = create_ddp_model(
         model,
         device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
@@ -113,7 +119,7 @@ def train(
         nonfinite=NonFiniteSteps(folder, cfg.train.max_nonfinite_steps),
         interruption=interruption,
     )
-    checkpointer = Checkpointer(parallel, str(folder), complete=False, trainer=trainer)
+    checkpointer.add_checkpointable("trainer", trainer)
     periodic = hooks.PeriodicCheckpointer(
         checkpointer,
         cfg.train.checkpointer.period or epoch,
@@ -155,11 +161,16 @@ def train(
             ),
         ]
     )
-    start_iter = _load(cfg, checkpointer, trainer, resume=resume)
-    if start_iter:
+    start_iter = 0
+    if goes_on:
+        start_iter = _resume(checkpointer, trainer)
         # the oldest first; without this, checkpoints from before the stop would stay for ever
         before = checkpointer.checkpoints()[::-1]
         periodic.recent_checkpoints = [x for x in before if not x.endswith("_final.pth")]
+    # all have read what they begin with, and it may be one of the files that go
+    require_equal_weights(model, start_iter)
+    if not goes_on and comm.is_main_process():
+        _set_aside(folder)
     loader = build_train_loader(cfg, records, seed, start_iter)
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():
@@ -208,32 +219,27 @@ def _show_predictions(cfg: DictConfig, model: nn.Module, storage: EventStorage) 
         storage.put_image(f"validation/{name}", image.transpose(2, 0, 1))
 
 
-def _load(cfg: DictConfig, checkpointer: Checkpointer, trainer: Trainer, *, resume: bool) -> int:
-    """Load the last checkpoint or the initial weights; returns the step to begin with."""
-    folder = cfg.train.output_dir
+def _finds_checkpoint(checkpointer: Checkpointer, *, resume: bool) -> bool:
+    """Whether there is a checkpoint to go on from; the same on all processes."""
+    folder = checkpointer.save_dir
     found = comm.all_gather(resume and bool(checkpointer.checkpoints()))
     if len(set(found)) > 1:
         raise InputError(
             f"Only some machines see a checkpoint in {folder}; to resume, all have to see the same "
             "folder."
         )
-    if found[0]:
-        checkpointer.complete = True
-        _resume(checkpointer, trainer.optimizer)
-        logger.info(f"Resuming after step {trainer.iter + 1}.")
-        return trainer.iter + 1
-    if resume:
+    if resume and not found[0]:
         logger.info(f"{folder} holds no checkpoint: starting from the beginning.")
-    checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
-    # all have read it: it may be one of those that go
-    comm.synchronize()
-    if comm.is_main_process():
-        _set_aside(Path(folder))
-    return 0
+    return found[0]
 
 
-def _resume(checkpointer: Checkpointer, optimizer: torch.optim.Optimizer) -> None:
-    """Load the last checkpoint; what it decides, and the config now says differently, is told."""
+def _resume(checkpointer: Checkpointer, trainer: Trainer) -> int:
+    """Load the last checkpoint; returns the step to begin with.
+
+    What the checkpoint decides, and the config now says differently, is told.
+    """
+    checkpointer.complete = True
+    optimizer = trainer.optimizer
     names = ("lr", "weight_decay")
     wanted = [{name: group.get(name) for name in names} for group in optimizer.param_groups]
     try:
@@ -243,15 +249,22 @@ def _resume(checkpointer: Checkpointer, optimizer: torch.optim.Optimizer) -> Non
             f"The checkpoint in {checkpointer.save_dir} is of another optimizer ({error}): "
             "resume with the config it was made with, or start anew in another train.output_dir."
         ) from error
+    logger.info(f"Resuming after step {trainer.iter + 1}.")
     for group, values in zip(optimizer.param_groups, wanted):
         found = {**group, "lr": group.get("initial_lr", group["lr"])}
-        for name in names:
-            if values[name] is not None and not math.isclose(values[name], found[name]):
-                logger.warning(
-                    f"The config's {name} {values[name]:.3g} is not used: resumed from {path}, the "
-                    f"training keeps its {found[name]:.3g}."
-                )
-                return
+        different = [
+            name
+            for name in names
+            if values[name] is not None and not math.isclose(values[name], found[name])
+        ]
+        if different:
+            name = different[0]
+            logger.warning(
+                f"The config's {name} {values[name]:.3g} is not used: resumed from {path}, the "
+                f"training keeps its {found[name]:.3g}."
+            )
+            break
+    return trainer.iter + 1
 
 
 def _set_aside(folder: Path) -> None:
