@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -147,9 +148,25 @@ def test_the_learning_rate_follows_the_batch_only_when_asked(config, tmp_path, c
 def test_old_checkpoints_go_also_after_a_resume(config, tmp_path):
     overrides = ["train.checkpointer.period=1", "train.checkpointer.max_to_keep=2"]
     run(config("train.max_iter=3", *overrides))
-    run(config("train.max_iter=6", *overrides), resume=True)
-    kept = sorted(path.name for path in tmp_path.glob("model_00*.pth"))
-    assert kept == ["model_0000004.pth", "model_0000005.pth"]
+    mine = tmp_path / "model_mine.pth"
+    torch.save({"model": torch.load(tmp_path / "model_final.pth")["model"]}, mine)
+    # before everything that the training wrote, or after it
+    for last, time in ((6, 0), (8, None)):
+        os.utime(mine, time if time is None else (time, time))
+        run(config(f"train.max_iter={last}", *overrides), resume=True)
+        kept = sorted(path.name for path in tmp_path.glob("model_*.pth") if path != mine)
+        numbered = [f"model_{n:07d}.pth" for n in (last - 2, last - 1)]
+        assert kept == [*numbered, "model_best.pth", "model_final.pth"]
+        assert mine.is_file()
+
+
+def test_a_folder_with_weights_alone_is_no_training_to_resume(config, tmp_path, caplog):
+    _, model = run(config("train.max_iter=1", f"train.output_dir={tmp_path / 'first'}"))
+    torch.save({"model": model.state_dict()}, tmp_path / "model_0000007.pth")
+    run(config("train.max_iter=2"), resume=True)
+    assert "Weights without the state of a training are nothing to resume from" in caplog.text
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [x["iteration"] for x in lines if "total_loss" in x] == [0, 1]
 
 
 @pytest.mark.parametrize("steps", [1, 2])

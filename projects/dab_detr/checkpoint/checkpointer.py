@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from dab_detr.files import UNFINISHED, write_whole
 
 # the best weights so far, which are no place to go on from
 BEST_FILE = "model_best.pth"
+# how a training names the checkpoints of its steps; whatever else lies there belongs to the user
+_NUMBERED = re.compile(r"model_(\d{7})\.pth")
+_OWN_NAME = re.compile(r"model_(\d{7}|final)\.pth")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -33,14 +37,26 @@ class Checkpointer(DetectionCheckpointer):
         complete: the file has to fill the whole model, as for an evaluation. Otherwise it may also
             hold the backbone alone, as ImageNet weights do, or another number of classes, for which
             the class head starts anew.
+        max_to_keep: so many checkpoints of steps stay in the folder, counted over all resumes; None
+            keeps all. Only what the training itself has written is ever removed.
 
     Raises:
         InputError: on loading, if the file is missing, cannot be read or does not fit.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, complete: bool, **checkpointables):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        complete: bool,
+        max_to_keep: int | None = None,
+        **checkpointables: Any,
+    ):
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
+        self.max_to_keep = max_to_keep
+        self._written: set[int] = set()
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **extras: Any) -> None:
@@ -58,14 +74,33 @@ class Checkpointer(DetectionCheckpointer):
             left_behind.unlink()
         write_whole(self._in_folder(file_name), lambda file: torch.save(content, file))
         self.tag_last_checkpoint(file_name)
+        if number := _NUMBERED.fullmatch(file_name):
+            self._written.add(int(number[1]))
+        self._remove_old(extras.get("iteration", 0))
+
+    def _remove_old(self, iteration: int) -> None:
+        if self.max_to_keep is None:
+            return
+        files = {n: Path(self._in_folder(f"model_{n:07d}.pth")) for n in self._written}
+        # after a resume from further back, what was written beyond is not part of the training
+        oldest_first = sorted(
+            (number for number, file in files.items() if file.exists()),
+            key=lambda number: (number <= iteration, number),
+        )
+        for number in oldest_first[: -self.max_to_keep]:
+            files[number].unlink(missing_ok=True)
+            self._written.remove(number)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which file :meth:`resume` takes first."""
         tag = last_filename_basename.encode()
         write_whole(self._in_folder("last_checkpoint"), lambda file: file.write(tag))
 
-    def resume(self) -> str:
+    def resume(self, paths: Sequence[str] | None = None) -> str:
         """Load the last checkpoint of the folder, or the newest before it that is not damaged.
+
+        Args:
+            paths: what :meth:`checkpoints` has given; None looks again.
 
         Returns:
             The file.
@@ -74,7 +109,7 @@ class Checkpointer(DetectionCheckpointer):
             InputError: if all are damaged, or one does not fit.
         """
         damaged = []
-        for path in self.checkpoints():
+        for path in self.checkpoints() if paths is None else paths:
             try:
                 self.load(path)
             except DamagedCheckpoint as error:
@@ -88,12 +123,39 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def checkpoints(self) -> list[str]:
-        """The training's checkpoints in the folder, the last one first, then by age."""
-        files = [self._in_folder(file.name) for file in Path(self.save_dir).glob("model_*.pth")]
-        files = [file for file in files if os.path.basename(file) != BEST_FILE]
+        """The training's checkpoints in the folder, the last one first, then by age.
+
+        Weights alone are none: they lack the optimizer and the place in the training.
+        """
+        self._written = set()
+        files, weights = [], []
+        for file in Path(self.save_dir).glob("model_*.pth"):
+            path = self._in_folder(file.name)
+            if file.name != BEST_FILE:
+                (files if self._is_of_training(path) else weights).append(path)
+        if weights:
+            self.logger.warning(
+                "Weights without the state of a training are nothing to resume from "
+                f"(train.init_checkpoint=FILE begins with them): {listed(sorted(weights))}."
+            )
         files.sort(key=os.path.getmtime, reverse=True)
         last = self.get_checkpoint_file() if self.has_checkpoint() else None
         return sorted(files, key=lambda file: file != last)
+
+    def _is_of_training(self, path: str) -> bool:
+        name = os.path.basename(path)
+        try:
+            # the tensors stay on the disk
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # whatever a damaged or foreign file makes of it
+        except Exception:
+            # one's own is damaged, which reading it will say
+            return _OWN_NAME.fullmatch(name) is not None
+        if not isinstance(content, dict) or not {"iteration", "trainer"} <= content.keys():
+            return False
+        if name == f"model_{content['iteration']:07d}.pth":
+            self._written.add(content["iteration"])
+        return True
 
     def _in_folder(self, file_name: str) -> str:
         return os.path.join(self.save_dir, file_name)

@@ -95,9 +95,11 @@ def train(
     epoch = max(1, len(records) // batch_size)
     max_iter = cfg.train.max_iter or max(1, round(cfg.train.epochs * epoch))
 
-    checkpointer = Checkpointer(model, str(folder), complete=False)
-    goes_on = _finds_checkpoint(checkpointer, resume=resume)
-    if not goes_on:
+    checkpointer = Checkpointer(
+        model, str(folder), complete=False, max_to_keep=cfg.train.checkpointer.max_to_keep
+    )
+    found = _find_checkpoints(checkpointer) if resume else []
+    if not found:
         # before DDP hands the first process's weights to all: each may draw a class head of its own
         checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
     parallel = create_ddp_model(
@@ -120,12 +122,7 @@ def train(
         interruption=interruption,
     )
     checkpointer.add_checkpointable("trainer", trainer)
-    periodic = hooks.PeriodicCheckpointer(
-        checkpointer,
-        cfg.train.checkpointer.period or epoch,
-        max_iter=max_iter,
-        max_to_keep=cfg.train.checkpointer.max_to_keep,
-    )
+    periodic = hooks.PeriodicCheckpointer(checkpointer, cfg.train.checkpointer.period or epoch)
     stop = StopOnSignal(checkpointer)
     results: dict = {}
 
@@ -161,15 +158,10 @@ def train(
             ),
         ]
     )
-    start_iter = 0
-    if goes_on:
-        start_iter = _resume(checkpointer, trainer)
-        # the oldest first; without this, checkpoints from before the stop would stay for ever
-        before = checkpointer.checkpoints()[::-1]
-        periodic.recent_checkpoints = [x for x in before if not x.endswith("_final.pth")]
+    start_iter = _resume(checkpointer, found, trainer) if found else 0
     # all have read what they begin with, and it may be one of the files that go
     require_equal_weights(model, start_iter)
-    if not goes_on and comm.is_main_process():
+    if not found and comm.is_main_process():
         _set_aside(folder)
     loader = build_train_loader(cfg, records, seed, start_iter)
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
@@ -219,22 +211,22 @@ def _show_predictions(cfg: DictConfig, model: nn.Module, storage: EventStorage) 
         storage.put_image(f"validation/{name}", image.transpose(2, 0, 1))
 
 
-def _finds_checkpoint(checkpointer: Checkpointer, *, resume: bool) -> bool:
-    """Whether there is a checkpoint to go on from; the same on all processes."""
+def _find_checkpoints(checkpointer: Checkpointer) -> list[str]:
+    """The checkpoints to go on from, see :meth:`Checkpointer.checkpoints`."""
     folder = checkpointer.save_dir
-    found = comm.all_gather(resume and bool(checkpointer.checkpoints()))
-    if len(set(found)) > 1:
+    found = checkpointer.checkpoints()
+    if len(set(comm.all_gather(bool(found)))) > 1:
         raise InputError(
             f"Only some machines see a checkpoint in {folder}; to resume, all have to see the same "
             "folder."
         )
-    if resume and not found[0]:
+    if not found:
         logger.info(f"{folder} holds no checkpoint: starting from the beginning.")
-    return found[0]
+    return found
 
 
-def _resume(checkpointer: Checkpointer, trainer: Trainer) -> int:
-    """Load the last checkpoint; returns the step to begin with.
+def _resume(checkpointer: Checkpointer, paths: list[str], trainer: Trainer) -> int:
+    """Load the last of the checkpoints; returns the step to begin with.
 
     What the checkpoint decides, and the config now says differently, is told.
     """
@@ -243,7 +235,7 @@ def _resume(checkpointer: Checkpointer, trainer: Trainer) -> int:
     names = ("lr", "weight_decay")
     wanted = [{name: group.get(name) for name in names} for group in optimizer.param_groups]
     try:
-        path = checkpointer.resume()
+        path = checkpointer.resume(paths)
     except (KeyError, ValueError) as error:
         raise InputError(
             f"The checkpoint in {checkpointer.save_dir} is of another optimizer ({error}): "
