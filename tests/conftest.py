@@ -43,9 +43,9 @@ def small_transformer():
 
 @pytest.fixture
 def small_model():
-    """A function that builds a small DABDETR for 3 classes, with further arguments."""
+    """A function that builds a small DABDETR, or a ``kind`` of it, for 3 classes."""
 
-    def build(**arguments):
+    def build(kind=DABDETR, **arguments):
         backbone = ResNet(
             BasicStem(3, 16, norm="BN"),
             [
@@ -60,7 +60,7 @@ def small_model():
             ],
             out_features=["stem", "res2"],
         )
-        return DABDETR(
+        return kind(
             **{
                 "backbone": backbone,
                 "in_features": ["res2"],

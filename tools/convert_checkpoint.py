@@ -4,8 +4,15 @@
 import argparse
 import sys
 
-from dab_detr.checkpoint.conversion import fit_classes, from_dab_detr, to_dab_detr
-from dab_detr.checkpoint.layouts import LAYOUTS
+from dab_detr.checkpoint.classes import (
+    CLASS_WEIGHT,
+    COCO_NAMES,
+    RAW_COCO_NAMES,
+    coco_names,
+    fit_classes,
+)
+from dab_detr.checkpoint.conversion import Conversion, from_dab_detr, to_dab_detr
+from dab_detr.checkpoint.description import describe, description_of
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.checkpoint.writing import refuse_existing, write_hf, write_state
 from dab_detr.errors import InputError
@@ -28,6 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="80 and 91 keep COCO's classes; any other number starts a new class head",
     )
+    parser.add_argument(
+        "--coco-classes",
+        action="store_true",
+        help="the classes of IN are COCO's, 80 or 91 (raw COCO ids), where IN does not say which "
+        "it has",
+    )
     parser.add_argument("--num-heads", type=int, default=8, help="for hf's config.json (default 8)")
     parser.add_argument(
         "--key-temperature", type=float, default=20, help="for hf's config.json (default 20)"
@@ -38,14 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--num-classes has to be at least 1.")
     try:
         refuse_existing(args.output, args.force)
-        conversion = to_dab_detr(read_checkpoint(args.input)["model"])
+        checkpoint = read_checkpoint(args.input)
+        description = description_of(checkpoint, args.input)
+        conversion = to_dab_detr(checkpoint["model"], description)
+        if args.coco_classes and conversion.class_names is None:
+            conversion.class_names = _said_to_be_coco(conversion, args.input)
         if args.num_classes is not None:
-            if LAYOUTS[conversion.layout].backbone_alone:
-                raise InputError(f"{args.input} is a backbone: it has no classes to change.")
-            note = fit_classes(conversion.state, args.num_classes)
-            conversion.notes += [note] if note else []
+            _fit_classes(conversion, args.num_classes, args.input)
         if args.to == "dab_detr":
-            write_state(conversion.state, args.output)
+            about = describe(
+                class_names=conversion.class_names, dilation=(description or {}).get("dilation")
+            )
+            write_state(conversion.state, args.output, about)
         elif args.to == "official":
             write_state(from_dab_detr(conversion.state, "official"), args.output)
         else:
@@ -56,6 +73,29 @@ def main(arguments: list[str] | None = None) -> int:
     print(conversion.report())
     print(f"{args.output} written, layout {args.to}")
     return 0
+
+
+def _said_to_be_coco(conversion: Conversion, path: str) -> tuple[str, ...]:
+    count = len(conversion.state.get(CLASS_WEIGHT, ()))
+    for names in (COCO_NAMES, RAW_COCO_NAMES):
+        if count == len(names):
+            return names
+    raise InputError(f"{path} has {count} classes; COCO's are 80, or 91 with raw ids.")
+
+
+def _fit_classes(conversion: Conversion, num_classes: int, path: str) -> None:
+    if CLASS_WEIGHT not in conversion.state:
+        raise InputError(f"{path} is a backbone: it has no classes to change.")
+    present = len(conversion.state[CLASS_WEIGHT])
+    if conversion.class_names is None and {present, num_classes} == {80, 91}:
+        raise InputError(
+            f"{path} does not say whether its {present} classes are COCO's: add --coco-classes if "
+            "they are."
+        )
+    note = fit_classes(conversion.state, num_classes, present=conversion.class_names)
+    if note:
+        conversion.notes.append(note)
+        conversion.class_names = coco_names(num_classes, conversion.class_names)
 
 
 if __name__ == "__main__":

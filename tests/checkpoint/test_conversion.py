@@ -12,7 +12,8 @@ import torch
 from detectron2.config import instantiate
 
 from dab_detr.checkpoint import Checkpointer
-from dab_detr.checkpoint.conversion import COCO_ROWS, fit_classes, from_dab_detr, to_dab_detr
+from dab_detr.checkpoint.classes import COCO_NAMES, COCO_ROWS, RAW_COCO_NAMES, fit_classes
+from dab_detr.checkpoint.conversion import from_dab_detr, to_dab_detr
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.config import get_config
 from dab_detr.errors import InputError
@@ -113,16 +114,16 @@ def test_per_layer_box_heads_and_points_go_there_and_back():
 def test_classes_91_to_80_and_back():
     state = to_dab_detr(random_checkpoint("official_r50")).state
     before = state[CLASS_HEAD].clone()
-    assert "80 classes" in fit_classes(state, 80)
+    assert "80 classes" in fit_classes(state, 80, present=RAW_COCO_NAMES)
     eighty = state[CLASS_HEAD].clone()
     assert torch.equal(eighty, before[list(COCO_ROWS)])
-    fit_classes(state, 91)
+    fit_classes(state, 91, present=COCO_NAMES)
     rest = [row for row in range(91) if row not in COCO_ROWS]
     assert torch.equal(state[CLASS_HEAD][list(COCO_ROWS)], eighty)
     assert (state["transformer.decoder.class_head.bias"][rest] == -20).all()
-    fit_classes(state, 80)
+    fit_classes(state, 80, present=RAW_COCO_NAMES)
     assert torch.equal(state[CLASS_HEAD], eighty)
-    assert "re-initialised" in fit_classes(state, 7)
+    assert "re-initialised" in fit_classes(state, 7, present=COCO_NAMES)
     assert len(state[CLASS_HEAD]) == 7
 
 
@@ -321,7 +322,7 @@ def test_every_kind_of_file_evaluates(official, tmp_path):
     from dab_detr.checkpoint.writing import write_hf, write_state
 
     own = to_dab_detr(official).state
-    fit_classes(own, 80)
+    fit_classes(own, 80, present=RAW_COCO_NAMES)
     write_state(own, tmp_path / "own.safetensors")
     write_hf(own, tmp_path / "hf")
     save_official(official, tmp_path / "official.pth")

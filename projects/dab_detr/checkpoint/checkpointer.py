@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detectron2.modeling import ResNet
 from torch import nn
 
-from dab_detr.checkpoint.conversion import CLASS_WEIGHT, fit_classes, to_dab_detr
+from dab_detr.checkpoint.classes import CLASS_WEIGHT, fit_classes
+from dab_detr.checkpoint.conversion import to_dab_detr
+from dab_detr.checkpoint.description import KEY, describe, description_of, is_dilated
+from dab_detr.checkpoint.fitting import has_resnet, require_fit
 from dab_detr.checkpoint.layouts import recognise
 from dab_detr.checkpoint.reading import DamagedCheckpoint, read_checkpoint
 from dab_detr.errors import InputError, listed
@@ -30,13 +32,16 @@ class Checkpointer(DetectionCheckpointer):
     """Recognises the layout of a file by itself and refuses what does not fit.
 
     Reads this project's, the published, detrex's and transformers' DAB-DETR, torchvision's ResNet,
-    and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run.
+    and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run. What this project wrote says
+    so (see :mod:`dab_detr.checkpoint.description`) and is compared with the model alone.
 
     Args:
         model, save_dir, **checkpointables: as in :class:`DetectionCheckpointer`.
         complete: the file has to fill the whole model, as for an evaluation. Otherwise it may also
-            hold the backbone alone, as ImageNet weights do, or another number of classes, for which
-            the class head starts anew.
+            hold the backbone alone, as ImageNet weights do, or other classes; see
+            :func:`~dab_detr.checkpoint.classes.fit_classes`.
+        class_names: of the model's classes, to be written into the files, and to take the rows of
+            the class head from a file by name; None: not known.
         max_to_keep: so many checkpoints of steps stay in the folder, counted over all resumes; None
             keeps all. Only what the training itself has written is ever removed.
 
@@ -50,11 +55,13 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         complete: bool,
+        class_names: Sequence[str] | None = None,
         max_to_keep: int | None = None,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
+        self.class_names = class_names
         self.max_to_keep = max_to_keep
         self._written: set[int] = set()
         self.logger = logging.getLogger(__name__)
@@ -66,7 +73,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {"model": self.model.state_dict(), **extras}
+        content = {KEY: self.description(), "model": self.model.state_dict(), **extras}
         content |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         file_name = f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {os.path.join(self.save_dir, file_name)}")
@@ -90,6 +97,12 @@ class Checkpointer(DetectionCheckpointer):
         for number in oldest_first[: -self.max_to_keep]:
             files[number].unlink(missing_ok=True)
             self._written.remove(number)
+
+    def description(self) -> dict[str, Any]:
+        """What a file with the model's weights says of itself."""
+        backbone = getattr(self.model, "backbone", None)
+        dilation = None if backbone is None else is_dilated(backbone)
+        return describe(class_names=self.class_names, dilation=dilation)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which file :meth:`resume` takes first."""
@@ -188,24 +201,31 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
-        state = {name.removeprefix("module."): x for name, x in checkpoint["model"].items()}
+        state = checkpoint["model"]
+        description = description_of(checkpoint, filename)
+        if description is not None and not all(name.startswith("backbone.") for name in state):
+            return {**checkpoint, "class_names": description.get("class_names")}
+        state = {name.removeprefix("module."): x for name, x in state.items()}
         layout = recognise(state)
         backbone_alone = layout is None or layout.backbone_alone
         # a ResNet of timm has torchvision's names, so they fit as they are
-        if layout is not None and (not backbone_alone or self._has_resnet()):
+        if layout is not None and (not backbone_alone or has_resnet(self.model)):
             conversion = to_dab_detr(state)
             state = conversion.state
+            checkpoint["class_names"] = conversion.class_names
             for line in conversion.report().splitlines():
                 self.logger.info(line)
-        if layout is not None and backbone_alone:
-            # the model may hold its ResNet deeper, as the bottom of a feature pyramid
-            state = {name.removeprefix("backbone."): x for name, x in state.items()}
+        if backbone_alone and all(name.startswith("backbone.") for name in state):
+            if not state.keys() & self.model.state_dict().keys():
+                # the model holds its ResNet deeper, as the bottom of a feature pyramid
+                state = {name.removeprefix("backbone."): x for name, x in state.items()}
         if backbone_alone and not any(name.startswith("backbone.") for name in state):
             checkpoint["matching_heuristics"] = True
         return {**checkpoint, "model": state}
 
     def _load_model(self, checkpoint: Any):
         expected = self.model.state_dict()
+        class_names = checkpoint.pop("class_names", None)
         if checkpoint.pop("matching_heuristics", False):
             checkpoint["model"] = align_and_update_state_dicts(
                 expected, checkpoint["model"], c2_conversion=False
@@ -213,8 +233,8 @@ class Checkpointer(DetectionCheckpointer):
         state = checkpoint["model"]
         if CLASS_WEIGHT in state and CLASS_WEIGHT in expected:
             if state[CLASS_WEIGHT].shape[1:] == expected[CLASS_WEIGHT].shape[1:]:
-                self._fit_classes(state, len(expected[CLASS_WEIGHT]))
-        self._require_fit(state, expected)
+                self._fit_classes(state, class_names, len(expected[CLASS_WEIGHT]))
+        require_fit(state, self.model, self._path, complete=self.complete)
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes:
             name, found, wanted = incompatible.incorrect_shapes[0]
@@ -226,56 +246,20 @@ class Checkpointer(DetectionCheckpointer):
             )
         return incompatible
 
-    def _require_fit(self, state: dict, expected: dict) -> None:
-        """Refuse a file that leaves out what it should fill, or holds what the model lacks.
-
-        Detectron2's own account forgives missing statistics of frozen batch norms.
-        """
-        filled = [name for name in expected if name in state]
-        # how many batches a norm has seen is of no use after the training
-        missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-        unused = [name for name in state if name not in expected]
-        if not filled:
-            raise InputError(
-                f"The checkpoint {self._path} has nothing in common with the model; it holds "
-                f"{listed(sorted(state))}."
+    def _fit_classes(
+        self, state: dict, class_names: Sequence[str] | None, num_classes: int
+    ) -> None:
+        try:
+            note = fit_classes(
+                state,
+                num_classes,
+                present=class_names,
+                wanted=self.class_names,
+                may_restart=not self.complete,
             )
-        whole = self.complete or not all(name.startswith("backbone.") for name in filled)
-        needed = missing if whole else [name for name in missing if self._in_resnet(name)]
-        if needed:
+        except ValueError as error:
             raise InputError(
-                f"The checkpoint {self._path} does not fit the model: it lacks {listed(needed)}."
-            )
-        surplus = unused if whole else [k for k in unused if re.search(r"res[2-5]\.\d+\.", k)]
-        if surplus:
-            raise InputError(
-                f"The checkpoint {self._path} does not fit the model, which has no "
-                f"{listed(surplus)}."
-            )
-        fresh = [name for name in missing if name.startswith("backbone.")]
-        if fresh:
-            # necks, such as an FPN, are not part of pre-trained weights
-            self.logger.warning(f"These start from random weights: {listed(fresh)}.")
-        if unused:
-            self.logger.warning(f"These are not used: {listed(unused)}.")
-
-    def _has_resnet(self) -> bool:
-        return any(isinstance(module, ResNet) for module in self.model.modules())
-
-    def _in_resnet(self, name: str) -> bool:
-        """Whether a tensor belongs to a ResNet, which pre-trained weights fill entirely."""
-        return any(
-            isinstance(module, ResNet) and name.startswith(f"{prefix}.")
-            for prefix, module in self.model.named_modules()
-        )
-
-    def _fit_classes(self, state: dict, num_classes: int) -> None:
-        present = len(state[CLASS_WEIGHT])
-        if self.complete and present != num_classes and (present, num_classes) != (91, 80):
-            raise InputError(
-                f"The checkpoint {self._path} does not fit the model: it has {present} classes, "
-                f"the model {num_classes}."
-            )
-        note = fit_classes(state, num_classes)
+                f"The checkpoint {self._path} does not fit the model: {error}."
+            ) from error
         if note:
             self.logger.warning(note)

@@ -1,25 +1,19 @@
 """From other layouts of a DAB-DETR to this project's and back, with an account of every tensor."""
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dab_detr.checkpoint.layouts import LAYOUTS, Layout, recognise, translate
+from dab_detr.checkpoint.classes import CLASS_WEIGHT, RAW_COCO_NAMES
+from dab_detr.checkpoint.layouts import DAB_DETR, LAYOUTS, Layout, recognise, translate
 from dab_detr.errors import InputError, listed
 from dab_detr.modeling.transformer import DABTransformer
 
 CENTERS, SIZES = "transformer.anchors.center_logits", "transformer.anchors.size_logits"
-CLASS_WEIGHT, CLASS_BIAS = (f"transformer.decoder.class_head.{x}" for x in ("weight", "bias"))
-# Rows of the 91-way head (raw COCO ids) that are one of the 80 classes, in Detectron2's order.
-COCO_ROWS = (
-    *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
-    *range(72, 83), *range(84, 91),
-)  # fmt: skip
-_UNUSED_CLASS_BIAS = -20.0
 
 
 @dataclass
@@ -32,6 +26,7 @@ class Conversion:
         used: for each tensor of the source that is in ``state``, its name there.
         ignored: for each that is not, the reason.
         notes: what was changed on the way.
+        class_names: of the class head's rows, "" for one of no class; None if not known.
     """
 
     layout: str
@@ -39,6 +34,7 @@ class Conversion:
     used: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    class_names: Sequence[str] | None = None
 
     def report(self) -> str:
         """A few lines for a person."""
@@ -53,22 +49,32 @@ class Conversion:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-def to_dab_detr(tensors: Mapping[str, Tensor]) -> Conversion:
+def to_dab_detr(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any] | None = None
+) -> Conversion:
     """Rename and repack the tensors of a whole DAB-DETR or of a torchvision ResNet.
+
+    This project's own files stay as they are, whatever model they are of. Other layouts with 91
+    classes are taken to have COCO's, by raw ids, as the published weights have.
 
     Args:
         tensors: by name, in one of :data:`~dab_detr.checkpoint.layouts.LAYOUTS`.
+        description: what the file says of itself, if it is this project's own.
 
     Raises:
         InputError: naming the tensor, if the layout is unknown, or a tensor is unknown, missing or
             of an unexpected shape, or a copy differs from its original.
     """
-    layout = recognise(tensors)
+    layout = recognise(tensors) if description is None else DAB_DETR
     if layout is None:
         raise InputError(
             f"No known layout of a DAB-DETR ({', '.join(LAYOUTS)}) has tensors such as "
             f"{listed(list(tensors))}."
         )
+    if layout is DAB_DETR:
+        same = {name: name for name in tensors}
+        names = (description or {}).get("class_names")
+        return Conversion(layout.name, dict(tensors), same, class_names=names)
     conversion = Conversion(layout.name, {})
     remaining = dict(tensors)
     _drop_unused(layout, remaining, conversion)
@@ -98,8 +104,9 @@ def to_dab_detr(tensors: Mapping[str, Tensor]) -> Conversion:
         raise InputError(f"The layout {layout.name} has no {listed(unknown)}.")
     if not layout.backbone_alone:
         _check_transformer(conversion)
-    if layout.name != "dab_detr":
-        _check_resnet(conversion)
+        if len(conversion.state[CLASS_WEIGHT]) == len(RAW_COCO_NAMES):
+            conversion.class_names = RAW_COCO_NAMES
+    _check_resnet(conversion)
     return conversion
 
 
@@ -111,12 +118,13 @@ def from_dab_detr(state: Mapping[str, Tensor], layout_name: str) -> dict[str, Te
         layout_name: ``official`` or ``hf``.
 
     Raises:
-        InputError: naming a tensor that the layout has no place for.
+        InputError: naming a tensor that is missing, or that the layout has no place for.
     """
     layout = LAYOUTS[layout_name]
     state = dict(state)
     if CENTERS not in state:
         raise InputError(f"The layout {layout_name} is of a whole DAB-DETR, not of a backbone.")
+    _check_transformer(Conversion("dab_detr", state))
     result: dict[str, Tensor] = {}
     anchors = [state.pop(name) for name in (CENTERS, SIZES) if name in state]
     result[layout.anchors] = torch.cat(anchors, dim=1)
@@ -141,37 +149,6 @@ def from_dab_detr(state: Mapping[str, Tensor], layout_name: str) -> dict[str, Te
             if twin is not None:
                 result[twin] = result[name].clone()
     return result
-
-
-def fit_classes(state: dict[str, Tensor], num_classes: int) -> str | None:
-    """Give the class head another number of classes, in place.
-
-    91 rows (raw COCO ids, as published) and 80 (Detectron2's classes) turn into each other; any
-    other change starts the head anew, as before a training.
-
-    Returns:
-        What was done, or None if the head fits already.
-    """
-    weight, bias = state[CLASS_WEIGHT], state[CLASS_BIAS]
-    present = len(weight)
-    if present == num_classes:
-        return None
-    if (present, num_classes) == (91, 80):
-        rows = torch.tensor(COCO_ROWS)
-        state[CLASS_WEIGHT], state[CLASS_BIAS] = weight[rows], bias[rows]
-        return "class head: 91 rows (raw COCO ids) became Detectron2's 80 classes"
-    new_weight, new_bias = torch.zeros(num_classes, weight.shape[1]), torch.zeros(num_classes)
-    if (present, num_classes) == (80, 91):
-        rows = torch.tensor(COCO_ROWS)
-        new_bias.fill_(_UNUSED_CLASS_BIAS)
-        new_weight[rows], new_bias[rows] = weight, bias
-        note = "class head: 80 classes became 91 rows (raw COCO ids); rows of no class never score"
-    else:
-        torch.nn.init.uniform_(new_weight, *(s / math.sqrt(weight.shape[1]) for s in (-1, 1)))
-        new_bias.fill_(-math.log(99))
-        note = f"class head: re-initialised, {present} classes in the file, {num_classes} wanted"
-    state[CLASS_WEIGHT], state[CLASS_BIAS] = new_weight.to(weight), new_bias.to(bias)
-    return note
 
 
 def architecture(state: Mapping[str, Tensor]) -> dict[str, int | bool]:

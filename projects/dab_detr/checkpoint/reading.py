@@ -1,6 +1,7 @@
 """Reading checkpoint files of several kinds without running what is in them."""
 
 import argparse
+import json
 import os
 import pickle
 import zipfile
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
+from dab_detr.checkpoint.description import KEY
 from dab_detr.errors import InputError
 
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -42,7 +43,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             wrote: with the tensors under "model" or "state_dict", or alone.
 
     Returns:
-        ``model``: tensors by name (arrays of a ``.pkl`` become such), and what else the file has.
+        ``model``: tensors by name (arrays of a ``.pkl`` become such), and what else the file has,
+        such as this project's ``description``.
 
     Raises:
         InputError: if the file is missing, damaged (:class:`DamagedCheckpoint`), or holds objects
@@ -95,8 +97,16 @@ def _read_torch(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> dict:
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            description = (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError) as error:
+        raise _damage(path, error) from error
+    if description is None:
+        return tensors
+    try:
+        return {"model": tensors, KEY: json.loads(description)}
+    except ValueError as error:
         raise _damage(path, error) from error
 
 

@@ -6,12 +6,15 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from dab_detr.checkpoint.conversion import CLASS_WEIGHT, architecture, from_dab_detr
+from dab_detr.checkpoint.classes import CLASS_WEIGHT
+from dab_detr.checkpoint.conversion import architecture, from_dab_detr
+from dab_detr.checkpoint.description import KEY
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 
@@ -26,11 +29,17 @@ def refuse_existing(path: str | os.PathLike, force: bool) -> None:
         raise InputError(f"There is no folder {Path(path).absolute().parent} to write into.")
 
 
-def write_state(state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+def write_state(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike,
+    description: Mapping[str, Any] | None = None,
+) -> None:
     """Write the tensors by the file's suffix; ``path`` appears when it is complete.
 
     Args:
         path: ``.pth``, ``.pt`` or ``.bin`` hold ``{"model": state}``, ``.safetensors`` the tensors.
+        description: what :func:`dab_detr.checkpoint.description.describe` gives, to mark the file
+            as this project's own; None for another layout.
 
     Raises:
         InputError: for another suffix, or if ``path`` is a directory.
@@ -41,10 +50,16 @@ def write_state(state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a directory; a file is to be written.")
     if path.suffix == ".safetensors":
-        content = save({k: v.contiguous() for k, v in state.items()})
+        metadata = {"format": "pt"}
+        if description is not None:
+            metadata[KEY] = json.dumps(description)
+        content = save({k: v.contiguous() for k, v in state.items()}, metadata)
         write_whole(path, lambda file: file.write(content))
     else:
-        write_whole(path, lambda file: torch.save({"model": dict(state)}, file))
+        content = {"model": dict(state)}
+        if description is not None:
+            content[KEY] = dict(description)
+        write_whole(path, lambda file: torch.save(content, file))
 
 
 def write_hf(

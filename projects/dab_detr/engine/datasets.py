@@ -138,6 +138,15 @@ def dataset_names(cfg: DictConfig, part: str) -> list[str]:
     return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
 
 
+def class_names(cfg: DictConfig, part: str, model: nn.Module) -> list[str] | None:
+    """Names of the model's classes in the order of its outputs, where the data of a part tell."""
+    for name in dataset_names(cfg, part):
+        names = MetadataCatalog.get(name).get("thing_classes", ())
+        if len(names) == model.num_classes:
+            return list(names)
+    return None
+
+
 def check_classes(cfg: DictConfig, model: nn.Module) -> None:
     """See that the model has a class for each of the training data's, which have been loaded.
 

@@ -20,7 +20,12 @@ from dab_detr.allocator import keep_freed_memory
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.config import config_file, get_config
 from dab_detr.engine.checks import check, device_of
-from dab_detr.engine.datasets import check_test_records, dataset_names, use_own_data
+from dab_detr.engine.datasets import (
+    check_test_records,
+    class_names,
+    dataset_names,
+    use_own_data,
+)
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
 from dab_detr.engine.loader import build
@@ -165,7 +170,8 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
         model = build(cfg, "model").to(device)
         if args.eval_only:
             check_test_records(cfg)
-            Checkpointer(model, complete=True).load(cfg.train.init_checkpoint)
+            names = class_names(cfg, "test", model)
+            Checkpointer(model, complete=True, class_names=names).load(cfg.train.init_checkpoint)
             require_equal_weights(model)
             results = evaluate(cfg, model)
         else:

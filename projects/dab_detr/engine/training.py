@@ -19,6 +19,7 @@ from dab_detr.data.stream import UnreadableImages
 from dab_detr.engine.datasets import (
     check_classes,
     check_test_records,
+    class_names,
     dataset_names,
     prepare_training_records,
 )
@@ -96,7 +97,11 @@ def train(
     max_iter = cfg.train.max_iter or max(1, round(cfg.train.epochs * epoch))
 
     checkpointer = Checkpointer(
-        model, str(folder), complete=False, max_to_keep=cfg.train.checkpointer.max_to_keep
+        model,
+        str(folder),
+        complete=False,
+        max_to_keep=cfg.train.checkpointer.max_to_keep,
+        class_names=class_names(cfg, "train", model),
     )
     found = _find_checkpoints(checkpointer) if resume else []
     if not found:
@@ -135,7 +140,7 @@ def train(
 
     def keep_best(task: str) -> None:
         best = average.model if average and task.endswith("_ema") else model
-        write_state(best.state_dict(), folder / BEST_FILE)
+        write_state(best.state_dict(), folder / BEST_FILE, checkpointer.description())
         logger.info(f"The best AP so far, of {task}: its weights are in {folder / BEST_FILE}.")
 
     # before loading, so that a checkpoint finds the hooks whose state it has

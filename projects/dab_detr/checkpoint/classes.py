@@ -1,0 +1,143 @@
+"""The class head of a checkpoint, fitted to the classes of a model by their names."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from torch import Tensor
+
+from dab_detr.errors import listed
+
+CLASS_WEIGHT, CLASS_BIAS = (f"transformer.decoder.class_head.{x}" for x in ("weight", "bias"))
+# Rows of the 91-way head (raw COCO ids) that are one of the 80 classes, in Detectron2's order.
+COCO_ROWS = (
+    *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
+    *range(72, 83), *range(84, 91),
+)  # fmt: skip
+COCO_NAMES = tuple(category["name"] for category in COCO_CATEGORIES if category["isthing"])
+RAW_COCO_NAMES = tuple(
+    COCO_NAMES[COCO_ROWS.index(row)] if row in COCO_ROWS else "" for row in range(91)
+)
+_UNUSED_CLASS_BIAS = -20.0
+
+
+def fit_classes(
+    state: dict[str, Tensor],
+    num_classes: int,
+    *,
+    present: Sequence[str] | None = None,
+    wanted: Sequence[str] | None = None,
+    may_restart: bool = True,
+) -> str | None:
+    """Give the class head the rows of a model's classes, in place.
+
+    If the checkpoint's classes are known and have all that are wanted, their rows are taken by
+    name. Otherwise a head of the wanted number stays as it is, and any other starts from random
+    weights, as before a training.
+
+    Args:
+        state: with :data:`CLASS_WEIGHT` and :data:`CLASS_BIAS`.
+        num_classes: of the model.
+        present: names of the checkpoint's classes by row, "" for no class; None: not known.
+        wanted: names of the model's ``num_classes`` classes by row; None: not known, which means
+            COCO's if the checkpoint has COCO's and 80 or 91 (raw COCO ids) are wanted.
+        may_restart: the head may start from random weights.
+
+    Returns:
+        What was done, or None if the head fits as it is.
+
+    Raises:
+        ValueError: if the head would have to start from random weights, and may not.
+    """
+    weight, bias = state[CLASS_WEIGHT], state[CLASS_BIAS]
+    if present is not None and len(present) != len(weight):
+        present = None
+    if wanted is not None and len(wanted) != num_classes:
+        wanted = None
+    if wanted is None:
+        wanted = coco_names(num_classes, present)
+    if present is not None and wanted is not None and list(present) == list(wanted):
+        return None
+    rows = _rows_by_name(present, wanted)
+    if rows is not None:
+        known = torch.tensor([row >= 0 for row in rows])
+        new_weight = torch.zeros(num_classes, weight.shape[1]).to(weight)
+        new_bias = torch.full((num_classes,), _UNUSED_CLASS_BIAS).to(bias)
+        taken = torch.tensor([row for row in rows if row >= 0])
+        new_weight[known], new_bias[known] = weight[taken], bias[taken]
+        note = _note_by_name(present, wanted)
+    elif num_classes == len(weight):
+        if present is None or wanted is None:
+            return None
+        return (
+            f"class head: kept row by row, though the checkpoint's classes are {listed(present)} "
+            f"and those wanted {listed(wanted)}"
+        )
+    elif not may_restart:
+        raise ValueError(_mismatch(len(weight), num_classes, present, wanted))
+    else:
+        new_weight = torch.empty(num_classes, weight.shape[1]).to(weight)
+        bound = 1 / math.sqrt(weight.shape[1])
+        torch.nn.init.uniform_(new_weight, -bound, bound)
+        # every class starts with probability 0.01, as in a new model
+        new_bias = torch.full((num_classes,), -math.log(99)).to(bias)
+        note = (
+            f"class head: re-initialised, {len(weight)} classes in the file, {num_classes} wanted"
+        )
+        note += _how_to_say_coco(len(weight), num_classes, present)
+    state[CLASS_WEIGHT], state[CLASS_BIAS] = new_weight, new_bias
+    return note
+
+
+def coco_names(num_classes: int, present: Sequence[str] | None) -> tuple[str, ...] | None:
+    """COCO's names, if a checkpoint of COCO's classes is to have 80 or 91 of them."""
+    if present is None or tuple(present) not in (COCO_NAMES, RAW_COCO_NAMES):
+        return None
+    return {80: COCO_NAMES, 91: RAW_COCO_NAMES}.get(num_classes)
+
+
+def _rows_by_name(present: Sequence[str] | None, wanted: Sequence[str] | None) -> list[int] | None:
+    """The row of each wanted class, -1 for one of no class; None if names do not decide."""
+    if present is None or wanted is None:
+        return None
+    for names in (present, wanted):
+        named = [name for name in names if name]
+        if len(set(named)) != len(named):
+            return None
+    rows = {name: row for row, name in enumerate(present) if name}
+    if not all(name in rows for name in wanted if name):
+        return None
+    return [rows.get(name, -1) for name in wanted]
+
+
+def _note_by_name(present: Sequence[str], wanted: Sequence[str]) -> str:
+    pair = tuple(present), tuple(wanted)
+    if pair == (RAW_COCO_NAMES, COCO_NAMES):
+        return "class head: 91 rows (raw COCO ids) became Detectron2's 80 classes"
+    if pair == (COCO_NAMES, RAW_COCO_NAMES):
+        return "class head: 80 classes became 91 rows (raw COCO ids); rows of no class never score"
+    return (
+        f"class head: the rows of {listed(wanted)} were taken by name from the checkpoint's "
+        f"{len(present)}"
+    )
+
+
+def _mismatch(
+    count: int, num_classes: int, present: Sequence[str] | None, wanted: Sequence[str] | None
+) -> str:
+    sentence = f"it has {count} classes, the model {num_classes}"
+    if present is not None and wanted is not None:
+        lacking = [name for name in wanted if name and name not in present]
+        sentence += f"; it has no {listed(lacking)}" if lacking else ""
+    return sentence + _how_to_say_coco(count, num_classes, present)
+
+
+def _how_to_say_coco(count: int, num_classes: int, present: Sequence[str] | None) -> str:
+    """What to do with a file that does not say whether its classes are COCO's."""
+    if present is not None or (count, num_classes) != (91, 80):
+        return ""
+    return (
+        "; if the 91 are COCO's raw ids, convert the file with tools/convert_checkpoint.py "
+        "--num-classes 80 --coco-classes first"
+    )

@@ -1,0 +1,63 @@
+"""What a checkpoint of this project says of itself, beside its tensors.
+
+It stands under the key ``description``; in a ``.safetensors`` file as JSON in the metadata:
+
+- ``format``: "dab_detr";
+- ``version``: of this list, now 1;
+- ``class_names``: of the rows of the class head, in their order, "" for a row of no class; left out
+  if not known;
+- ``dilation``: whether the backbone has dilated convolutions (DC5), of which tensors show nothing;
+  left out if not known.
+
+A reader ignores keys that it does not know, so that adding one needs no new version.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from dab_detr.errors import InputError
+
+KEY = "description"
+_FORMAT, _VERSION = "dab_detr", 1
+
+
+def describe(
+    *, class_names: Sequence[str] | None = None, dilation: bool | None = None
+) -> dict[str, Any]:
+    """The description to write, of what is known."""
+    known = {
+        "class_names": None if class_names is None else list(class_names),
+        "dilation": dilation,
+    }
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        **{key: value for key, value in known.items() if value is not None},
+    }
+
+
+def description_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any] | None:
+    """What a checkpoint says of itself, or None if it does not say that it is this project's.
+
+    Raises:
+        InputError: if it was written by a later version of this project.
+    """
+    description = checkpoint.get(KEY)
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        return None
+    version = description.get("version")
+    if not isinstance(version, int) or version > _VERSION:
+        raise InputError(
+            f"The checkpoint {path} has the format {_FORMAT} {version!r}, of which this "
+            f"installation reads versions up to {_VERSION}: install a newer dab_detr."
+        )
+    return description
+
+
+def is_dilated(module: nn.Module) -> bool:
+    """Whether a convolution of the module leaves out cells between those it looks at."""
+    return any(
+        isinstance(child, nn.Conv2d) and max(child.dilation) > 1 for child in module.modules()
+    )

@@ -1,0 +1,70 @@
+"""Whether the tensors of a file are those of a model."""
+
+import logging
+import re
+from collections.abc import Mapping
+
+from detectron2.modeling import ResNet
+from torch import Tensor, nn
+
+from dab_detr.errors import InputError, listed
+
+logger = logging.getLogger(__name__)
+
+
+def require_fit(
+    state: Mapping[str, Tensor], model: nn.Module, path: str, *, complete: bool
+) -> None:
+    """Refuse a file that leaves out what it should fill, or holds what the model lacks.
+
+    Detectron2's own account forgives missing statistics of frozen batch norms.
+
+    Args:
+        state: the file's tensors, in the model's names.
+        path: of the file, for the messages.
+        complete: the file has to fill the whole model. Otherwise the backbone alone is enough, of
+            which a ResNet has to be filled entirely.
+
+    Raises:
+        InputError: naming the tensors.
+    """
+    expected = model.state_dict()
+    filled = [name for name in expected if name in state]
+    # how many batches a norm has seen is of no use after the training
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    unused = [name for name in state if name not in expected]
+    if not filled:
+        raise InputError(
+            f"The checkpoint {path} has nothing in common with the model; it holds "
+            f"{listed(sorted(state))}."
+        )
+    whole = complete or not all(name.startswith("backbone.") for name in filled)
+    needed = missing if whole else [name for name in missing if _in_resnet(name, model)]
+    if needed:
+        raise InputError(
+            f"The checkpoint {path} does not fit the model: it lacks {listed(needed)}."
+        )
+    surplus = unused if whole else [k for k in unused if re.search(r"res[2-5]\.\d+\.", k)]
+    if surplus:
+        raise InputError(
+            f"The checkpoint {path} does not fit the model, which has no {listed(surplus)}."
+        )
+    fresh = [name for name in missing if name.startswith("backbone.")]
+    if fresh:
+        # necks, such as an FPN, are not part of pre-trained weights
+        logger.warning(f"These start from random weights: {listed(fresh)}.")
+    if unused:
+        logger.warning(f"These are not used: {listed(unused)}.")
+
+
+def has_resnet(model: nn.Module) -> bool:
+    """Whether the model has a ResNet of Detectron2."""
+    return any(isinstance(module, ResNet) for module in model.modules())
+
+
+def _in_resnet(name: str, model: nn.Module) -> bool:
+    """Whether a tensor belongs to a ResNet, which pre-trained weights fill entirely."""
+    return any(
+        isinstance(module, ResNet) and name.startswith(f"{prefix}.")
+        for prefix, module in model.named_modules()
+    )
