@@ -10,7 +10,7 @@ import signal
 import sys
 
 from dab_detr.config import get_config
-from dab_detr.engine.main import argument_parser
+from dab_detr.engine.arguments import argument_parser, parse_arguments
 from dab_detr.errors import InputError
 
 # between the signal and the end of the time there is one step and one checkpoint to finish
@@ -145,14 +145,14 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, argparse.Nam
     training.prog = "train_net.py"
     decided = ("num_gpus", "num_machines", "machine_rank", "dist_url")
     # what has a value already gets no default, so None means that it was not given
-    given = training.parse_args(args.training, argparse.Namespace(**dict.fromkeys(decided)))
+    undecided = argparse.Namespace(**dict.fromkeys(decided))
+    given = parse_arguments(training, args.training, undecided)
     for name in decided:
         if getattr(given, name) is not None:
             parser.error(f"--{name.replace('_', '-')} follows from --nodes and --gpus-per-node.")
     if not given.config_file:
         parser.error("--config-file is missing behind --.")
     if not given.resume and not given.eval_only:
-        # first, because overrides end the options
         args.training.insert(0, "--resume")
     return args, given
 

@@ -9,7 +9,12 @@ Ends with 0, 1 for wrong files, keys or values, 2 for wrong usage.
 import argparse
 import sys
 
-from dab_detr.engine.main import config_of, data_arguments
+from dab_detr.engine.arguments import (
+    add_own_data,
+    config_of,
+    data_arguments,
+    parse_arguments,
+)
 from dab_detr.errors import InputError
 from dab_detr.visualization.samples import draw_samples
 
@@ -23,11 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=16, help="number of images; %(default)s")
     data_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, as key=value")
-    args = parser.parse_args(arguments)
+    args = parse_arguments(parser, arguments)
     if args.count < 1:
         parser.error("--count has to be at least 1.")
     try:
-        files = draw_samples(config_of(args), args.output, count=args.count)
+        cfg = config_of(args)
+        add_own_data(cfg, args)
+        files = draw_samples(cfg, args.output, count=args.count)
     except InputError as error:
         print(f"visualize_data.py: {error}", file=sys.stderr)
         return 1

@@ -85,7 +85,7 @@ def test_a_config_can_be_named_from_anywhere(run, tmp_path):
 
 def test_two_processes_train_together(run, tmp_path):
     result = run(
-        "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto",
+        "--config-file", CONFIG, "--num-gpus", 2,
         f"train.output_dir={tmp_path}", "train.max_iter=2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -181,8 +181,6 @@ def test_mistakes_get_one_sentence_and_exit_code_1(in_process, tmp_path, capsys,
     arguments, words = WRONG[case]
     if "--config-file" not in arguments:
         arguments = ["--config-file", str(CONFIG), *arguments]
-    # options go before overrides
-    arguments = sorted(arguments, key=lambda a: "=" in a)
     if not any("output_dir" in argument for argument in arguments):
         arguments = [*arguments, f"train.output_dir={tmp_path / 'out'}"]
     assert in_process(*arguments) == 1
@@ -201,7 +199,15 @@ def test_the_program_hands_on_exit_code_and_message(run):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--config-file"], ["--no-such-option"], ["--config-file", "x", "--num-gpus", "0"]],
+    [
+        [],
+        ["--config-file"],
+        ["--no-such-option"],
+        ["--config-file", "x", "train.max_iter=1", "--no-such-option"],
+        ["--config-file", "x", "--num-gpus", "0"],
+        ["--config-file", "x", "--num-machines", "2"],
+        ["--config-file", "x", "--machine-rank", "1"],
+    ],
     ids=str,
 )
 def test_wrong_usage_ends_with_exit_code_2(arguments, capsys):
@@ -216,6 +222,54 @@ def test_half_of_torchruns_variables_is_refused(in_process, monkeypatch, capsys)
     monkeypatch.setenv("RANK", "0")
     assert in_process("--config-file", str(CONFIG)) == 1
     assert "WORLD_SIZE is set, as torchrun does, but not LOCAL_RANK" in capsys.readouterr().err
+
+
+def test_trainings_on_one_machine_take_different_ports(in_process, tmp_path, monkeypatch):
+    addresses = []
+    monkeypatch.setattr(
+        "dab_detr.engine.main.launch", lambda *_, dist_url, **__: addresses.append(dist_url)
+    )
+    arguments = ("--config-file", str(CONFIG), f"train.output_dir={tmp_path}", "--num-gpus", "2")
+    assert in_process(*arguments) == 0
+    assert in_process(*arguments, "--dist-url", "tcp://127.0.0.1:4567") == 0
+    # Detectron2 looks for a free port
+    assert addresses == ["auto", "tcp://127.0.0.1:4567"]
+
+
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        (["--num-gpus", "4"], r"torchrun has started 2 processes .* 4 \(--num-gpus"),
+        # what torchrun has started is meant: they meet, and here some variables are missing
+        (["--num-gpus", "2"], "WORLD_SIZE is set, as torchrun does, but not MASTER_ADDR"),
+        ([], "WORLD_SIZE is set, as torchrun does, but not MASTER_ADDR"),
+    ],
+)
+def test_under_torchrun_no_further_processes_are_started(
+    in_process, monkeypatch, capsys, asked, words
+):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    assert in_process("--config-file", str(CONFIG), *asked) == 1
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_a_number_of_processes_that_is_none_is_refused(in_process, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert in_process("--config-file", str(CONFIG)) == 1
+    assert "WORLD_SIZE is 'two'; a whole number" in capsys.readouterr().err
+
+
+def test_options_may_stand_behind_overrides(in_process, tmp_path, capsys):
+    arguments = ["train.max_iter=2", "--num-gpus", "1", "train.pictures.count=0"]
+    folder = f"train.output_dir={tmp_path}"
+    assert in_process(*arguments, "--config-file", str(CONFIG), "--resume", folder) == 0
+    assert "holds no checkpoint: starting" in (tmp_path / "log.txt").read_text()
+    # the last of two counts
+    assert in_process("train.max_iter=0", "--config-file", str(CONFIG), "train.max_iter=-1") == 1
+    assert "train.max_iter is -1" in capsys.readouterr().err
 
 
 def test_a_config_need_not_name_what_it_leaves_alone(in_process, tmp_path):

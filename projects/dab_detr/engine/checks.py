@@ -11,6 +11,7 @@ from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
 from dab_detr.engine.coco_evaluator import find_cocoeval
 from dab_detr.engine.datasets import check_datasets
+from dab_detr.engine.processes import launched_processes
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
 
@@ -59,8 +60,8 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
         except ValueError as error:
             raise InputError(f"dataloader.evaluator.backend: {error}") from error
     if not args.eval_only:
-        workers = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
-        _check_length(cfg, workers)
+        launched = launched_processes(args)
+        _check_length(cfg, launched if launched > 1 else args.num_gpus * args.num_machines)
         _check_training(cfg)
     check_datasets(cfg, ("test",) if args.eval_only else ("train", "test"))
     checkpoint = cfg.train.init_checkpoint

@@ -1,5 +1,6 @@
 """Several processes: started by torchrun or a cluster, or by Detectron2's launch()."""
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -16,6 +17,41 @@ from dab_detr.errors import InputError
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+def launched_processes(args: argparse.Namespace) -> int:
+    """How many processes torchrun or a cluster has started, this one among them; 1: none of them.
+
+    Args:
+        args: ``num_gpus`` and ``num_machines`` of the command line, which ask for as many or leave
+            it open.
+
+    Raises:
+        InputError: if the two contradict each other, or ``WORLD_SIZE`` is no number.
+    """
+    size = _number("WORLD_SIZE")
+    asked = args.num_gpus * args.num_machines
+    if size > 1 and asked not in (1, size) and args.num_gpus != _number("LOCAL_WORLD_SIZE"):
+        raise InputError(
+            f"torchrun has started {size} processes (WORLD_SIZE), each of which should start "
+            f"{asked} (--num-gpus, --num-machines): leave these options out."
+        )
+    return size
+
+
+def is_first_process(args: argparse.Namespace) -> bool:
+    """Whether this is the process that writes, or is about to start it; without asking others."""
+    return args.machine_rank == 0 and os.environ.get("RANK", "0") == "0"
+
+
+def _number(variable: str) -> int:
+    value = os.environ.get(variable, "1")
+    if not value.isdecimal() or int(value) < 1:
+        raise InputError(
+            f"The environment's {variable} is {value!r}; a whole number from 1 is needed: start "
+            "this with torchrun, or unset it."
+        )
+    return int(value)
+
+
 @contextlib.contextmanager
 def joined_workers(device: torch.device) -> Iterator[None]:
     """Inside, this process belongs to the group that torchrun's environment variables describe.
@@ -25,7 +61,7 @@ def joined_workers(device: torch.device) -> Iterator[None]:
     Raises:
         InputError: if some of the variables are missing, or there are more processes than GPUs.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if _number("WORLD_SIZE") == 1:
         yield
         return
     missing = [name for name in _VARIABLES if name not in os.environ]

@@ -35,6 +35,7 @@ from dab_detr.engine.interruption import Interruption
 from dab_detr.engine.loader import build, build_train_loader
 from dab_detr.engine.memory import checkpoint_activations
 from dab_detr.engine.nonfinite import NonFiniteSteps
+from dab_detr.engine.output_folder import METRICS_FILE, OutputFolder
 from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
@@ -45,8 +46,6 @@ from dab_detr.visualization.predictions import predictions
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.json"
-
 
 def train(
     cfg: DictConfig,
@@ -55,6 +54,7 @@ def train(
     *,
     resume: bool,
     interruption: Interruption | None = None,
+    output: OutputFolder | None = None,
 ) -> dict:
     """Train and evaluate as the config says.
 
@@ -63,6 +63,7 @@ def train(
         model: on ``device``.
         resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
         interruption: its signals end the training after a checkpoint.
+        output: ``train.output_dir`` as it was before this run wrote its config and log there.
 
     Returns:
         What the evaluation after the last step gives, see :func:`evaluate`.
@@ -167,7 +168,7 @@ def train(
     # all have read what they begin with, and it may be one of the files that go
     require_equal_weights(model, start_iter)
     if not found and comm.is_main_process():
-        _set_aside(folder)
+        (output or OutputFolder(folder)).set_aside()
     loader = build_train_loader(cfg, records, seed, start_iter)
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():
@@ -262,15 +263,3 @@ def _resume(checkpointer: Checkpointer, paths: list[str], trainer: Trainer) -> i
             )
             break
     return trainer.iter + 1
-
-
-def _set_aside(folder: Path) -> None:
-    """Move what an earlier training left in the folder, so that the two do not mix."""
-    old = [folder / name for name in (METRICS_FILE, RESULTS_FILE, "last_checkpoint")]
-    old = [file for file in (*old, *folder.glob("model_*.pth")) if file.exists()]
-    if old:
-        previous = folder / "previous"
-        previous.mkdir(exist_ok=True)
-        for file in old:
-            file.replace(previous / file.name)
-        logger.info(f"The checkpoints and metrics of an earlier training are now in {previous}.")

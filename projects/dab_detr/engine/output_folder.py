@@ -1,0 +1,191 @@
+"""The folder of a run: one run at a time writes into it, and what an earlier one left is kept."""
+
+import contextlib
+import datetime
+import errno
+import itertools
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from dab_detr.checkpoint.checkpointer import BEST_FILE
+from dab_detr.engine.evaluation import RESULTS_FILE
+from dab_detr.errors import InputError
+from dab_detr.files import write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+_LOCK_FILE = ".lock"
+# what belongs to one training; a user's own files are none of them
+_RESULTS = (
+    METRICS_FILE,
+    RESULTS_FILE,
+    "last_checkpoint",
+    "model_final.pth",
+    BEST_FILE,
+    f"model_{'[0-9]' * 7}.pth",
+    "nonfinite_step_*.pth",
+    "events.out.tfevents.*",
+    "training_curve.png",
+    "predictions",
+    "inference*",
+)
+# what every run writes before it is clear that it begins
+_CONFIG, _LOG = "config.yaml", "log.txt"
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class OutputFolder:
+    """``train.output_dir``, which is made if it is not there.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._config: bytes | None = None
+        self._log_size = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other run writes into the folder; all processes of the group enter together.
+
+        The lock is the operating system's: it ends with the process, however that ends.
+
+        Raises:
+            InputError: on every process, if another run is in the folder or nothing can be written.
+        """
+        lock, problem = None, None
+        if comm.is_main_process():
+            try:
+                lock = self._lock()
+                self._note_what_is_there()
+            except InputError as error:
+                problem = str(error)
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise InputError(problem)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                os.ftruncate(lock, 0)
+                os.close(lock)
+
+    def require_free(self) -> None:
+        """See that no run is in the folder, before anything is written or made.
+
+        Raises:
+            InputError: if one is.
+        """
+        if fcntl is None:
+            return
+        with contextlib.suppress(OSError):
+            lock = os.open(self.path / _LOCK_FILE, os.O_RDWR)
+            try:
+                self._take(lock)
+            finally:
+                os.close(lock)
+
+    def _lock(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(
+                f"Nothing can be written into {self.path} ({error.strerror}): choose another "
+                "folder with train.output_dir=FOLDER."
+            ) from error
+        try:
+            self._take(lock)
+        except OSError as error:
+            os.close(lock)
+            raise InputError(f"{self.path / _LOCK_FILE} cannot be locked: {error}.") from error
+        except InputError:
+            os.close(lock)
+            raise
+        started = datetime.datetime.now().isoformat(" ", "seconds")
+        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": started}
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(holder).encode(), 0)
+        return lock
+
+    def _take(self, lock: int) -> None:
+        # Not flock, which data workers, forked off this process, would hold on to. It is given back
+        # as soon as this process closes the file, however often it has it open.
+        reason = "the operating system has none that is known here"
+        if fcntl is not None:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise InputError(self._who(os.pread(lock, 1000, 0))) from error
+                if error.errno not in _WITHOUT_LOCKS:
+                    raise
+                reason = error.strerror
+        logger.warning(
+            f"{self.path} cannot be locked ({reason}): see to it that no other run uses it."
+        )
+
+    def _who(self, content: bytes) -> str:
+        who = "Another run"
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            holder = json.loads(content)
+            who = f"Process {holder['process']} of {holder['host']}, since {holder['since']},"
+        return (
+            f"{who} is training or evaluating in {self.path}: wait for its end, or choose another "
+            "folder with train.output_dir=FOLDER."
+        )
+
+    def _note_what_is_there(self) -> None:
+        """Every run begins with replacing the config and adding to the log."""
+        with contextlib.suppress(FileNotFoundError):
+            self._config = (self.path / _CONFIG).read_bytes()
+        with contextlib.suppress(FileNotFoundError):
+            self._log_size = (self.path / _LOG).stat().st_size
+
+    def set_aside(self) -> None:
+        """Move what an earlier training left into a folder of its own, so that two do not mix.
+
+        That is ``previous``, then ``previous-2`` and so on: nothing is overwritten.
+        """
+        old = sorted({file for pattern in _RESULTS for file in self.path.glob(pattern)})
+        if not old:
+            return
+        previous = self._new_folder()
+        for file in old:
+            file.rename(previous / file.name)
+        if self._config is not None:
+            write_whole(previous / _CONFIG, lambda file: file.write(self._config))
+        if self._log_size:
+            self._divide_log(previous / _LOG)
+        logger.info(f"The checkpoints and metrics of an earlier training are now in {previous}.")
+
+    def _new_folder(self) -> Path:
+        for number in itertools.count(1):
+            folder = self.path / ("previous" if number == 1 else f"previous-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+
+    def _divide_log(self, earlier: Path) -> None:
+        """Leave this run's part, to which the logging goes on appending."""
+        with open(self.path / _LOG, "r+b") as log:
+            before, own = log.read(self._log_size), log.read()
+            write_whole(earlier, lambda file: file.write(before))
+            log.seek(0)
+            log.write(own)
+            log.truncate()
