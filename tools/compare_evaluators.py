@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from dab_detr.data.annotations import read_coco
+from dab_detr.data.coco import read_coco
 from dab_detr.engine.coco_evaluator import Comparison, compare_backends
 from dab_detr.errors import InputError
 

@@ -2,12 +2,9 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 
+from dab_detr.data.catalog import checked_records
 from dab_detr.data.mapper import DetectionMapper
 from dab_detr.engine.coco_evaluator import BoxEvaluator
 
@@ -16,7 +13,7 @@ _SHORT_SIDES = list(range(480, 801, 32))
 dataloader = dict(
     train=L(build_detection_train_loader)(
         # images without objects are kept, as published
-        dataset=L(get_detection_dataset_dicts)(names="coco_2017_train", filter_empty=False),
+        dataset=L(checked_records)(names="coco_2017_train", filter_empty=False),
         mapper=L(DetectionMapper)(
             is_train=True,
             augmentations=[
@@ -44,7 +41,7 @@ dataloader = dict(
         num_workers=4,
     ),
     test=L(build_detection_test_loader)(
-        dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+        dataset=L(checked_records)(names="coco_2017_val", filter_empty=False),
         mapper=L(DetectionMapper)(
             is_train=False,
             augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],

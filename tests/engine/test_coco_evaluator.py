@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import logging
 import math
 import re
 import sys
@@ -16,7 +17,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import coco_evaluation
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -63,7 +64,10 @@ def evaluate(tmp_path):
                 SIZE,
                 pred_boxes=Boxes(corners(own)),
                 scores=torch.tensor([r["score"] for r in own], dtype=torch.float64),
-                pred_classes=torch.tensor([mapping[r["category_id"]] for r in own]).long(),
+                pred_classes=torch.tensor(
+                    # no category: a class that only the model has
+                    [mapping.get(r["category_id"], len(mapping)) for r in own]
+                ).long(),
             )
             if masks:
                 instances.pred_masks = torch.ones(len(own), *SIZE, dtype=torch.bool)
@@ -193,51 +197,114 @@ def test_only_the_chosen_library_counts(evaluate, tool, backend, monkeypatch):
     assert evaluate(*data, backend=backend, max_dets_per_image=20)["bbox"]["AP"] > 0
 
 
-def test_detectron2_is_as_before_after_an_evaluation_and_after_a_failed_one(
-    evaluate, data, monkeypatch
-):
-    before = coco_evaluation.COCOeval, coco_evaluation.COCOevalMaxDets
-    evaluate(*data, backend="faster-coco-eval")
-    assert (coco_evaluation.COCOeval, coco_evaluation.COCOevalMaxDets) == before
-    monkeypatch.setattr(faster_coco_eval.COCOeval_faster, "evaluate", refuse)
-    with pytest.raises(RuntimeError, match="not asked for"):
-        evaluate(*data, backend="auto")
-    assert (coco_evaluation.COCOeval, coco_evaluation.COCOevalMaxDets) == before
+def renamed(data, new_id, fields=("image_id",)):
+    """The same data with other ids."""
+    annotations, results = copy.deepcopy(data)
+    if "image_id" in fields:
+        for image in annotations["images"]:
+            image["id"] = new_id(image["id"])
+        for entry in (*annotations["annotations"], *results):
+            entry["image_id"] = new_id(entry["image_id"])
+    if "id" in fields:
+        for entry in annotations["annotations"]:
+            entry["id"] = new_id(entry["id"])
+    return annotations, results
 
 
-@pytest.mark.parametrize("new_id", [str, lambda number: 2**60 + number], ids=["text", "large"])
-@pytest.mark.parametrize("max_dets", [None, 12])
-def test_image_ids_that_faster_coco_eval_cannot_hold(evaluate, tool, new_id, max_dets):
-    annotations, results = tool.synthetic(10, classes=4)
-    for image in annotations["images"]:
-        image["id"] = new_id(image["id"])
-    for entry in (*annotations["annotations"], *results):
-        entry["image_id"] = new_id(entry["image_id"])
-    actual = evaluate(annotations, results, backend="faster-coco-eval", max_dets_per_image=max_dets)
-    assert_same(actual["bbox"], expected(annotations, results, max_dets=max_dets or 100))
+# all of them leave the images in the same order
+IDS = {
+    "text": lambda number: f"{number:09}.jpg",
+    "large": lambda number: 2**63 - 2**20 + number,
+    "beyond 64 bits": lambda number: 2**80 + number,
+    "negative": lambda number: number - 10**6,
+}
 
 
-def test_masks_stay_with_pycocotools(evaluate, monkeypatch):
-    kinds = []
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ids", IDS)
+def test_the_ids_of_images_do_not_matter(evaluate, tool, tmp_path, backend, ids):
+    data = tool.synthetic(10, classes=4)
+    annotations, results = renamed(data, IDS[ids])
+    out = str(tmp_path / "out")
+    actual = evaluate(annotations, results, backend=backend, output_dir=out)
+    assert_same(actual["bbox"], expected(*data))
+    written = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert {r["image_id"] for r in written} == {r["image_id"] for r in results}
 
-    class Faster(faster_coco_eval.COCOeval_faster):
-        def __init__(self, ground_truth, detections, kind, **arguments):
-            kinds.append(kind)
-            super().__init__(ground_truth, detections, kind, **arguments)
 
-    monkeypatch.setattr(faster_coco_eval, "COCOeval_faster", Faster)
-    height, width = SIZE
-    image = {"id": 1, "file_name": "1.jpg", "height": height, "width": width}
-    thing = {"image_id": 1, "category_id": 5, "bbox": [0, 0, width, height]}
-    outline = {"segmentation": [[0, 0, width, 0, width, height, 0, height]]}
-    annotations = {
-        "images": [image],
-        "categories": [{"id": 5, "name": "thing"}],
-        "annotations": [{**thing, **outline, "id": 1, "area": width * height, "iscrowd": 0}],
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_objects_numbered_from_0_are_found(evaluate, backend):
+    """COCO's code takes an object of id 0 for none."""
+    things = [
+        {"id": k, "image_id": 0, "category_id": 0, "bbox": [40 * k, 9, 30, 30]} for k in range(4)
+    ]
+    content = {
+        "images": [{"id": 0, "file_name": "0.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 0, "name": "thing"}],
+        "annotations": things,
     }
-    actual = evaluate(annotations, [{**thing, "score": 0.5}], masks=True)
-    assert [actual[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
-    assert kinds == ["bbox"]
+    found = [{**thing, "score": 0.9} for thing in things]
+    metrics = evaluate(content, found, backend=backend)["bbox"]
+    assert metrics["AP"] == metrics["AP50"] == metrics["AP-thing"] == pytest.approx(100)
+
+
+WRONG_AREAS = [-5, 0, math.nan, math.inf, None, "90", [1], True]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_the_area_cannot_be_right_that_of_the_box_is_used(evaluate, data, backend):
+    annotations, results = copy.deepcopy(data)
+    mended = copy.deepcopy(annotations)
+    for k, entry in enumerate(annotations["annotations"][:64]):
+        entry["area"] = WRONG_AREAS[k % 8]
+        mended["annotations"][k]["area"] = entry["bbox"][2] * entry["bbox"][3]
+    del annotations["annotations"][70]["area"]
+    entry = mended["annotations"][70]
+    entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+    actual = evaluate(annotations, results, backend=backend)
+    assert_same(actual["bbox"], expected(mended, results))
+    assert abs(expected(mended, results)["APs"] - expected(*data)["APs"]) > 1e-3
+
+
+def test_a_data_set_that_has_changed_is_evaluated_as_it_is(tmp_path):
+    """In the same folder, in which nothing of the earlier evaluation counts."""
+    for corner, wanted in ((10.0, 100.0), (50.0, 0.0)):
+        image = {"file_name": "1.jpg", "height": SIZE[0], "width": SIZE[1], "image_id": 1}
+        thing = {"bbox": [corner, 9.0, 40.0, 39.0], "bbox_mode": BoxMode.XYWH_ABS}
+        record = {**image, "annotations": [{**thing, "category_id": 0}]}
+        DatasetCatalog.register("changing", lambda record=record: [record])
+        MetadataCatalog.get("changing").thing_classes = ["thing", "other"]
+        try:
+            evaluator = BoxEvaluator("changing", output_dir=str(tmp_path))
+            found = Instances(
+                SIZE,
+                pred_boxes=Boxes(torch.tensor([[10.0, 9.0, 50.0, 48.0]])),
+                scores=torch.tensor([0.5]),
+                pred_classes=torch.tensor([0]),
+            )
+            evaluator.process([{"image_id": 1}], [{"instances": found}])
+            assert evaluator.evaluate()["bbox"]["AP-thing"] == pytest.approx(wanted)
+        finally:
+            DatasetCatalog.remove("changing")
+            MetadataCatalog.remove("changing")
+
+
+def test_masks_of_predictions_are_not_looked_at(evaluate, tool):
+    data = tool.synthetic(3, classes=4)
+    assert_same(evaluate(*data, masks=True)["bbox"], evaluate(*data)["bbox"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_classes_that_the_data_do_not_have_are_not_counted(
+    evaluate, data, backend, caplog, monkeypatch
+):
+    # Detectron2 keeps what its loggers say from the root's
+    monkeypatch.setattr(logging.getLogger("dab_detr"), "propagate", True)
+    annotations, results = data
+    further = [{**r, "category_id": None, "score": 0.999} for r in results[:50]]
+    actual = evaluate(annotations, results + further, backend=backend)
+    assert_same(actual["bbox"], expected(annotations, results))
+    assert re.search(r"50 of \d+ predictions are of classes that", caplog.text)
 
 
 def test_the_result_file_has_the_ids_of_the_data_set(evaluate, data, tmp_path):

@@ -1,6 +1,8 @@
 """Images from files: upright, three channels of 8 bits, whatever kind of file it is."""
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -17,6 +19,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_QUARTER_TURNS = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 
 
 class UnreadableImage(Exception):
@@ -42,26 +46,82 @@ def read_image(
     Raises:
         UnreadableImage: if the file is missing, damaged, of an unknown kind or of another size.
     """
+    with _opened(path) as image:
+        image.load()
+        method = _turn(image, path, size)
+    turned = image.transpose(method) if method is not None else image
+    return convert_PIL_to_numpy(_eight_bits(turned, path), format)
+
+
+def image_size(path: str | os.PathLike, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """The height and width of an image as :func:`read_image` gives it; its pixels are not decoded.
+
+    Args:
+        path, size: as for :func:`read_image`.
+
+    Raises:
+        UnreadableImage: if the file is missing, of an unknown kind or of another size.
+    """
+    with _opened(path) as image:
+        if size is not None and image.size == (size[1], size[0]):
+            # turned or not, this is what the annotations are for
+            return size
+        width, height = image.size
+        turned = _turn(image, path, size) in _QUARTER_TURNS
+    return (width, height) if turned else (height, width)
+
+
+def missing_files(file_names: Iterable[str]) -> list[str]:
+    """Those that do not exist, by one listing a folder: quick on network file systems too.
+
+    Files at remote addresses are not looked for.
+    """
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for file_name in file_names:
+        if "://" in file_name:
+            continue
+        folder, name = os.path.split(file_name)
+        if folder not in folders:
+            try:
+                with os.scandir(folder or ".") as entries:
+                    # follows links: one that leads nowhere is no file
+                    folders[folder] = {entry.name for entry in entries if entry.is_file()}
+            except OSError:
+                folders[folder] = set()
+        if name not in folders[folder]:
+            missing.append(file_name)
+    return missing
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """An image whose pixels have not been decoded; an error inside makes it unreadable."""
     try:
         with PathManager.open(os.fspath(path), "rb") as file:
-            image = Image.open(file)
-            image.load()
-    except MemoryError:
+            yield Image.open(file)
+    except (MemoryError, UnreadableImage):
         raise
     # decoders stumble over damaged files in many ways
     except Exception as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else _reason(error)
         raise UnreadableImage(f"The image {path} cannot be read: {reason}.") from error
+
+
+def _turn(
+    image: Image.Image, path: str | os.PathLike, size: tuple[int, int] | None
+) -> Image.Transpose | None:
+    """What makes the image upright, None where nothing has to be done."""
     method = _UPRIGHT.get(_orientation(image))
-    turned = image.transpose(method) if method is not None else image
-    if size is not None and turned.size != (size[1], size[0]) == image.size:
-        turned = image
-    if size is not None and turned.size != (size[1], size[0]):
-        raise UnreadableImage(
-            f"The image {path} is {turned.size[0]} x {turned.size[1]} pixels, but its annotation "
-            f"says {size[1]} x {size[0]} (width x height)."
-        )
-    return convert_PIL_to_numpy(_eight_bits(turned, path), format)
+    upright = image.size[::-1] if method in _QUARTER_TURNS else image.size
+    if size is None or upright == (size[1], size[0]):
+        return method
+    if image.size == (size[1], size[0]):
+        return None
+    raise UnreadableImage(
+        f"The image {path} is {upright[0]} x {upright[1]} pixels, but its annotation says "
+        f"{size[1]} x {size[0]} (width x height)."
+    )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+
+from dab_detr.data.coco import coco_records, read_coco
 
 # Raised whenever the drawing changes, so that folders of an older version are not taken for new.
 _VERSION = 1
@@ -133,6 +134,8 @@ def register_shapes(prefix: str = "shapes", spec: ShapesSpec = ShapesSpec()) -> 
         MetadataCatalog.get(name).set(
             thing_classes=list(spec.classes),
             thing_colors=[_BOX_COLORS[CLASSES.index(name)] for name in spec.classes],
+            # as in the files
+            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(spec.classes))},
             evaluator_type="coco",
         )
 
@@ -141,7 +144,7 @@ def _load(name: str, part: str, spec: ShapesSpec) -> list[dict]:
     folder = generate_shapes(os.getenv("DETECTRON2_DATASETS", "datasets"), spec)
     json_file, image_root = str(folder / f"{part}.json"), str(folder / part)
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root)
-    return load_coco_json(json_file, image_root, name)
+    return coco_records(read_coco(json_file), image_root)
 
 
 def _draw_part(folder: Path, spec: ShapesSpec, part: int, count: int) -> dict:

@@ -8,7 +8,7 @@ from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig, OmegaConf
 
 from dab_detr.config import get_config
-from dab_detr.engine.datasets import use_own_data
+from dab_detr.engine.datasets import use_checked_data, use_own_data
 
 _EPILOG = """\
 Train:      train_net.py --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
@@ -98,7 +98,11 @@ def config_of(args: argparse.Namespace) -> DictConfig:
 
 
 def add_own_data(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Register the data of the command line, and make the config train and evaluate on them."""
+    """Register the data of the command line, and make the config train and evaluate on them.
+
+    The data sets that the config names will be read by this project's code.
+    """
     if args.train_data or args.val_data:
         chosen = any(option.startswith("model.num_classes=") for option in args.opts)
         use_own_data(cfg, args.train_data, args.val_data, set_classes=not chosen)
+    use_checked_data(cfg)

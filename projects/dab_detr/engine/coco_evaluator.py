@@ -2,68 +2,195 @@
 
 import contextlib
 import io
+import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dab_detr.data.catalog import checked_dataset
+from dab_detr.engine.ground_truth import GroundTruth
+from dab_detr.files import write_whole
+
 BACKENDS = ("faster-coco-eval", "pycocotools")
-# faster-coco-eval keeps the ids of images as float64
-_MAX_IMAGE_ID = 2**53
+RESULTS_FILE = "coco_instances_results.json"
+# COCO's own limit of detections an image
+_MAX_DETECTIONS = 100
 
 logger = logging.getLogger(__name__)
 
 
-class BoxEvaluator(COCOEvaluator):
-    """Detectron2's evaluator with a choice of the library that matches and counts.
+class BoxEvaluator(DatasetEvaluator):
+    """COCO's average precision of boxes on any data set of Detectron2's catalog.
 
-    Both give the numbers of COCO's own code, up to the rounding of float64, as long as boxes and
-    scores are finite. Masks, keypoints and image ids that faster-coco-eval cannot hold (strings)
-    go to pycocotools in any case.
+    Both libraries give the numbers of COCO's own code, up to the rounding of float64, as long as
+    boxes and scores are finite. What is evaluated against are the checked records of the data set
+    (:func:`~dab_detr.data.catalog.checked_dataset`), whatever its ids are; predictions of classes
+    that it does not have are not counted.
 
     Args:
-        dataset_name, arguments: as for :class:`detectron2.evaluation.COCOEvaluator`, without
-            ``use_fast_impl``.
+        dataset_name: in Detectron2's catalog.
+        distributed: gather the predictions of all processes; else those of this one are evaluated.
+        output_dir: gets ``coco_instances_results.json``, the predictions in COCO's result format
+            with the ids of the data set; None: no file.
         backend: ``"faster-coco-eval"``, ``"pycocotools"``, or ``"auto"`` for the first of them that
             is installed.
+        max_dets_per_image: so many detections of a class count in an image, the best ones; None:
+            100, as for COCO's published numbers.
 
     Raises:
         ValueError: for another backend, or one that is not installed.
+        InputError: if the data set is not registered, cannot be loaded or is wrong.
     """
 
-    def __init__(self, dataset_name: str, *, backend: str = "auto", **arguments: Any) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        backend: str = "auto",
+        max_dets_per_image: int | None = None,
+    ):
         self._cocoeval = find_cocoeval(backend)
-        super().__init__(dataset_name, use_fast_impl=False, **arguments)
+        self._dataset = checked_dataset(dataset_name)
+        self._classes = self._dataset.classes
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._max_detections = max_dets_per_image or _MAX_DETECTIONS
+        self.reset()
 
-    def _eval_predictions(self, predictions: list[dict], img_ids: list[int] | None = None) -> None:
-        if self._cocoeval is COCOeval:
-            return super()._eval_predictions(predictions, img_ids)
-        logger.info("Boxes are evaluated by faster-coco-eval, with the official numbers.")
-        # Detectron2 takes these two from its module at the time of the call: the second where the
-        # limit of detections is not COCO's.
-        names = ("COCOeval", "COCOevalMaxDets")
-        faster = {name: self._faster_than(getattr(coco_evaluation, name)) for name in names}
-        with mock.patch.multiple(coco_evaluation, **faster):
-            return super()._eval_predictions(predictions, img_ids)
+    def reset(self) -> None:
+        self._predictions: list[tuple[Any, list[dict]]] = []
 
-    def _faster_than(self, official: type[COCOeval]) -> Callable[..., Any]:
-        """Stands in for ``official``, which remains for what the faster class cannot do."""
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take the detections of a batch.
 
-        def build(coco_gt: Any, coco_dt: Any, iou_type: str) -> Any:
-            ids = coco_gt.getImgIds()
-            if iou_type == "bbox" and all(isinstance(i, int) and i < _MAX_IMAGE_ID for i in ids):
-                return self._cocoeval(coco_gt, coco_dt, iou_type, print_function=print)
-            return official(coco_gt, coco_dt, iou_type)
+        Args:
+            inputs: dicts with ``image_id``. outputs: dicts with ``instances``, which have
+                ``pred_boxes`` (absolute xyxy), ``scores`` and ``pred_classes``.
+        """
+        for image, output in zip(inputs, outputs):
+            found = output["instances"].to("cpu")
+            # masks and keypoints are not evaluated
+            found = Instances(
+                found.image_size,
+                **{name: found.get(name) for name in ("pred_boxes", "scores", "pred_classes")},
+            )
+            image_id = image["image_id"]
+            self._predictions.append((image_id, instances_to_coco_json(found, image_id)))
 
-        return build
+    def evaluate(self, img_ids: Sequence[int | str] | None = None) -> dict[str, dict[str, float]]:
+        """Evaluate what was taken.
+
+        Args:
+            img_ids: of some images; None: all.
+
+        Returns:
+            ``{"bbox": {"AP": .., "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"}}`` in per cent,
+            NaN where there are no objects or, for all of them, no predictions. Empty on
+            workers other than the first, if no image was taken, and if the data set has no
+            annotations.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            parts = comm.gather(predictions, dst=0)
+            if not comm.is_main_process():
+                return {}
+            predictions = [entry for part in parts for entry in part]
+        if not predictions:
+            logger.warning("There were no images to evaluate on.")
+            return {}
+        results = self._known([result for _, found in predictions for result in found])
+        if self._output_dir:
+            self._write(results)
+        truth = GroundTruth(self._dataset.records, len(self._classes))
+        if not truth.annotated:
+            logger.info("The data set has no annotations to evaluate against.")
+            return {}
+        metrics = self._metrics(truth, results, img_ids)
+        headline = {name: metrics[name] for name in _SUMMARY}
+        logger.info(f"Evaluation of boxes:\n{create_small_table(headline)}")
+        return {"bbox": metrics}
+
+    def _known(self, results: list[dict]) -> list[dict]:
+        """Those of the classes that the data set has."""
+        count = len(self._classes)
+        known = [result for result in results if result["category_id"] < count]
+        if len(known) < len(results):
+            logger.warning(
+                f"{len(results) - len(known)} of {len(results)} predictions are of classes that "
+                f"{self._dataset.name!r} with its {count} does not have; they are not counted."
+            )
+        return known
+
+    def _write(self, results: list[dict]) -> None:
+        metadata = MetadataCatalog.get(self._dataset.name)
+        mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        ids = {index: number for number, index in mapping.items()}
+        content = json.dumps(
+            [{**r, "category_id": ids.get(r["category_id"], r["category_id"])} for r in results]
+        )
+        folder = Path(self._output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / RESULTS_FILE, lambda file: file.write(content.encode()))
+        logger.info(f"The predictions are in {folder / RESULTS_FILE}.")
+
+    def _metrics(
+        self, truth: GroundTruth, results: list[dict], img_ids: Sequence[int | str] | None
+    ) -> dict[str, float]:
+        if not results:
+            # COCO's code does not take an empty list
+            logger.warning("There were no predictions.")
+            return dict.fromkeys(_SUMMARY, math.nan)
+        faster = {} if self._cocoeval is COCOeval else {"print_function": print}
+        evaluation = self._cocoeval(truth.coco, truth.detections(results), "bbox", **faster)
+        evaluation.params.maxDets = [1, 10, self._max_detections]
+        if img_ids is not None:
+            evaluation.params.imgIds = [truth.image_number(number) for number in img_ids]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if self._max_detections == _MAX_DETECTIONS:
+            # prints COCO's well-known lines, which are of this limit only
+            evaluation.summarize()
+        # thresholds 0.5, 0.55 .., recalls, classes, areas (all, s, m, l), limits of detections
+        precision = evaluation.eval["precision"][..., -1]
+        metrics = {name: _mean(precision[where]) for name, where in _SUMMARY.items()}
+        for index, name in enumerate(self._classes):
+            metrics[f"AP-{name}"] = _mean(precision[:, :, index, 0])
+        return metrics
+
+
+_ALL = slice(None)
+# which precisions a number is the mean of
+_SUMMARY = {
+    "AP": (_ALL, _ALL, _ALL, 0),
+    "AP50": (0, _ALL, _ALL, 0),
+    "AP75": (5, _ALL, _ALL, 0),
+    "APs": (_ALL, _ALL, _ALL, 1),
+    "APm": (_ALL, _ALL, _ALL, 2),
+    "APl": (_ALL, _ALL, _ALL, 3),
+}
+
+
+def _mean(precision: np.ndarray) -> float:
+    """In per cent, over what exists."""
+    existing = precision[precision > -1]
+    return float(existing.mean() * 100) if existing.size else math.nan
 
 
 def find_cocoeval(backend: str = "auto") -> type:

@@ -2,30 +2,23 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
-from omegaconf import DictConfig, ListConfig
+from detectron2.data.datasets import register_coco_instances
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from dab_detr.data.annotations import (
-    MISSING,
-    Findings,
-    check_same_categories,
-    clean_records,
-    coco_records,
-    contiguous_ids,
-    read_coco,
-    write_ground_truth,
-)
-from dab_detr.errors import InputError
+from dab_detr.data.catalog import CheckedDataset, checked_dataset, use_checked_records
+from dab_detr.data.findings import CROWDS, EMPTY, IGNORED, MISSING, Findings
+from dab_detr.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
 
 OWN_TRAIN = "own_train"
 OWN_VAL = "own_val"
+_ID_MAP = "thing_dataset_id_to_contiguous_id"
 
 
 def use_own_data(
@@ -37,8 +30,7 @@ def use_own_data(
 ) -> None:
     """Make a config train and evaluate on files in COCO's format.
 
-    Registers them with Detectron2 as "own_train" and "own_val". What is evaluated against is a
-    mended copy of the annotations, see :func:`write_ground_truth`, in ``train.output_dir``.
+    Registers them with Detectron2 as "own_train" and "own_val".
 
     Args:
         cfg: is changed: data sets and, if ``set_classes``, ``model.num_classes``.
@@ -47,7 +39,6 @@ def use_own_data(
     Raises:
         InputError: if a folder or file is missing or wrong.
     """
-    contents = {}
     for name, given in ((OWN_TRAIN, train), (OWN_VAL, val)):
         if given is None:
             continue
@@ -56,80 +47,18 @@ def use_own_data(
             raise InputError(f"There is no folder of images {folder}.")
         if not os.path.isfile(annotations):
             raise InputError(f"There is no annotation file {annotations}.")
-        contents[name] = read_coco(annotations)
-        if set_classes:
-            cfg.model.num_classes = len(contents[name]["categories"])
-    if len(contents) == 2:
-        check_same_categories(train[1], contents[OWN_TRAIN], val[1], contents[OWN_VAL])
-    for name in contents:
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
+        register_coco_instances(name, {}, annotations, folder)
+        if set_classes:
+            cfg.model.num_classes = len(checked_dataset(name).classes)
     if train is not None:
-        _register(OWN_TRAIN, contents[OWN_TRAIN], train[0])
         cfg.dataloader.train.dataset.names = OWN_TRAIN
     if val is not None:
-        ground_truth = Path(cfg.train.output_dir) / f"{OWN_VAL}.json"
-        # one process a machine, told by torchrun or, later, by the group of processes; the others
-        # find the file when they come to evaluate
-        if os.environ.get("LOCAL_RANK", "0") == "0" and comm.get_local_rank() == 0:
-            write_ground_truth(contents[OWN_VAL], ground_truth)
-        _register(OWN_VAL, contents[OWN_VAL], val[0], json_file=str(ground_truth))
         cfg.dataloader.test.dataset.names = OWN_VAL
         if "dataset_name" in cfg.dataloader.evaluator:
             cfg.dataloader.evaluator.dataset_name = OWN_VAL
-
-
-def _register(name: str, content: dict, folder: str, **metadata: str) -> None:
-    classes = contiguous_ids(content)
-    names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    DatasetCatalog.register(name, lambda: coco_records(content, folder))
-    MetadataCatalog.get(name).set(
-        image_root=folder,
-        evaluator_type="coco",
-        thing_classes=[names[number] for number in classes],
-        thing_dataset_id_to_contiguous_id=classes,
-        **metadata,
-    )
-
-
-def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
-    """See that the data sets of ``cfg.dataloader`` are registered, and their files there and right.
-
-    Args:
-        cfg: a config with ``dataloader.<part>.dataset.names``.
-        parts: of ``train`` and ``test`` those that will be used.
-
-    Raises:
-        InputError: naming the data set and the file or the names there are.
-    """
-    contents = {}
-    for part in parts:
-        for name in dataset_names(cfg, part):
-            if name in (OWN_TRAIN, OWN_VAL):
-                # seen before they were registered
-                continue
-            _check_dataset(name)
-            metadata = MetadataCatalog.get(name)
-            path = metadata.get("json_file")
-            if path and metadata.get("evaluator_type") == "coco":
-                contents[part] = path, read_coco(path, annotated=part == "train")
-                if part == "test":
-                    _check_evaluable(path, contents[part][1])
-    if len(contents) == 2:
-        check_same_categories(*contents["train"], *contents["test"])
-
-
-def _check_evaluable(path: str, content: dict) -> None:
-    """pycocotools, which evaluates a registered data set's own file, needs more than a training."""
-    for annotation in content.get("annotations", ()):
-        missing = [name for name in ("area", "iscrowd") if name not in annotation]
-        if missing:
-            raise InputError(
-                f"The annotations {path} lack {' and '.join(missing)} (annotation "
-                f"{annotation['id']}), which COCO's evaluation needs: add them, or give the data "
-                "with --val-data, which does."
-            )
 
 
 def dataset_names(cfg: DictConfig, part: str) -> list[str]:
@@ -138,93 +67,143 @@ def dataset_names(cfg: DictConfig, part: str) -> list[str]:
     return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
 
 
+def datasets_of(cfg: DictConfig, part: str) -> list[CheckedDataset]:
+    """The data sets of a part of the config, put in their place in Detectron2's catalog.
+
+    Raises:
+        InputError: if one is not registered.
+    """
+    return [checked_dataset(name) for name in dataset_names(cfg, part)]
+
+
 def class_names(cfg: DictConfig, part: str, model: nn.Module) -> list[str] | None:
     """Names of the model's classes in the order of its outputs, where the data of a part tell."""
-    for name in dataset_names(cfg, part):
-        names = MetadataCatalog.get(name).get("thing_classes", ())
-        if len(names) == model.num_classes:
-            return list(names)
+    for dataset in datasets_of(cfg, part):
+        if len(dataset.classes) == model.num_classes:
+            return dataset.classes
     return None
 
 
-def check_classes(cfg: DictConfig, model: nn.Module) -> None:
-    """See that the model has a class for each of the training data's, which have been loaded.
+def use_checked_data(cfg: DictConfig) -> None:
+    """Let the registered data sets of a config be read and checked by this project's code, whatever
+    loader the config names; nothing is loaded yet."""
+    for part in ("train", "test"):
+        names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=())
+        use_checked_records([names] if isinstance(names, str) else names)
+
+
+def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
+    """See that the data sets of ``cfg.dataloader`` are registered, there, and right.
+
+    Args:
+        cfg: a whole config.
+        parts: of ``train`` and ``test`` those that will be used.
+
+    Raises:
+        InputError: naming the data set and what is wrong with it.
+    """
+    datasets = {part: datasets_of(cfg, part) for part in parts}
+    every = [dataset for part in datasets.values() for dataset in part]
+    for dataset in every:
+        _check_files(dataset.name)
+    for dataset in every[1:]:
+        _check_same_classes(every[0], dataset)
+    if "train" in datasets:
+        _check_train(datasets["train"], cfg.train.max_unreadable_images)
+    for dataset in datasets.get("test", ()):
+        _check_test(dataset)
+
+
+def check_classes(cfg: DictConfig, model: nn.Module, parts: Iterable[str]) -> None:
+    """See that the model has a class for each of the data's.
 
     Raises:
         InputError: if it has fewer. More are allowed and reported.
     """
-    for name in dataset_names(cfg, "train"):
-        wanted = len(MetadataCatalog.get(name).get("thing_classes", ()))
+    for dataset in [dataset for part in parts for dataset in datasets_of(cfg, part)]:
+        wanted = len(dataset.classes)
         if wanted > model.num_classes:
             raise InputError(
-                f"The data set {name!r} has {wanted} classes, the model {model.num_classes}: set "
-                f"model.num_classes={wanted}."
+                f"The data set {dataset.name!r} has {wanted} classes, the model "
+                f"{model.num_classes}: set model.num_classes={wanted}."
             )
         if wanted and wanted < model.num_classes:
             logger.warning(
-                f"The data set {name!r} has {wanted} classes, the model {model.num_classes}."
+                f"The data set {dataset.name!r} has {wanted} classes, the model "
+                f"{model.num_classes}: the others are not evaluated; model.num_classes={wanted} "
+                "leaves them out."
             )
 
 
-def prepare_training_records(records: list[dict], *, max_missing: int) -> list[dict]:
-    """Mend the loaded records of the training data, and report what was mended.
+def prepare_training_records(cfg: DictConfig, records: list[dict]) -> list[dict]:
+    """The records to train on; what was mended and left out is reported.
 
     Args:
-        records: in Detectron2's standard format.
-        max_missing: so many images may be missing.
+        records: that ``cfg.dataloader.train.dataset`` gives. Images without boxes stay (its
+            ``filter_empty`` leaves them out, if that is wanted).
 
     Raises:
-        InputError: if there are no records, no boxes, or more images are missing.
+        InputError: see :func:`check_datasets`.
     """
-    cleaned, findings = clean_records(records)
-    boxes = sum(len(record.get("annotations", ())) for record in cleaned)
-    _report("training", len(cleaned), boxes, findings)
-    missing = findings.count(MISSING)
-    if missing and (missing > max_missing or not cleaned):
-        raise InputError(
-            f"Of the {len(records)} images of the training data {missing} do not exist, the first "
-            f"is {findings.first(MISSING)}; train.max_unreadable_images allows {max_missing}. Is "
-            "the folder of images the right one?"
-        )
-    if not cleaned:
-        raise InputError("The training data has no images.")
-    if not boxes:
-        raise InputError("The training data has no box that can be learnt from.")
-    return cleaned
+    datasets = datasets_of(cfg, "train")
+    _check_train(datasets, cfg.train.max_unreadable_images)
+    findings = _findings(datasets)
+    missing = {file_name for dataset in datasets for file_name in dataset.missing_images}
+    kept = []
+    for record in records:
+        if record["file_name"] in missing:
+            continue
+        objects = []
+        for annotation in record.get("annotations", ()):
+            if annotation.get("iscrowd"):
+                findings.note(CROWDS, f"{annotation['bbox']} in {record['file_name']}")
+            else:
+                objects.append(annotation)
+        if not objects:
+            findings.note(EMPTY, record["file_name"])
+        kept.append({**record, "annotations": objects})
+    _report("training", datasets, kept, findings)
+    return kept
 
 
 def check_test_records(cfg: DictConfig) -> None:
-    """Report on the data that is evaluated on, which has been registered.
+    """Report on the data that is evaluated on.
 
     Raises:
-        InputError: if an image is missing: its objects would count as not found.
+        InputError: see :func:`check_datasets`.
     """
-    for name in dataset_names(cfg, "test"):
-        try:
-            records = DatasetCatalog.get(name)
-        except (OSError, ImportError, LookupError, ValueError, AssertionError) as error:
-            raise InputError(
-                f"The data set {name!r} cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
-        cleaned, findings = clean_records(records)
-        boxes = sum(len(record.get("annotations", ())) for record in cleaned)
-        _report(f"evaluation ({name})", len(cleaned), boxes, findings)
-        if findings.count(MISSING):
-            raise InputError(
-                f"{findings.count(MISSING)} images of the data set {name!r} do not exist, the "
-                f"first is {findings.first(MISSING)}; an evaluation needs all of them."
+    for dataset in datasets_of(cfg, "test"):
+        _check_test(dataset)
+        findings = _findings([dataset])
+        for record in dataset.records:
+            annotations = record.get("annotations", ())
+            for annotation in annotations:
+                if annotation["iscrowd"]:
+                    findings.note(IGNORED, f"{annotation['bbox']} in {record['file_name']}")
+            if not annotations:
+                findings.note(EMPTY, record["file_name"])
+        _report(f"evaluation ({dataset.name})", [dataset], dataset.records, findings)
+        if any(r.get("annotations") for r in dataset.records) and not _objects(dataset.records):
+            logger.warning(
+                f"{dataset.name!r} has crowd regions only: every number of an evaluation by COCO's "
+                "rules will be NaN."
             )
 
 
-def _report(use: str, images: int, boxes: int, findings: Findings) -> None:
-    lines = [f"Data for {use}: {images} images with {boxes} boxes.", *str(findings).splitlines()]
-    logger.info("\n  ".join(lines))
+def _objects(records: list[dict]) -> int:
+    """How many boxes there are without crowds."""
+    return sum(not a["iscrowd"] for record in records for a in record.get("annotations", ()))
 
 
-def _check_dataset(name: str) -> None:
-    if name not in DatasetCatalog:
-        registered = ", ".join(sorted(DatasetCatalog.list()))
-        raise InputError(f"There is no data set {name!r}; registered are {registered}.")
+def _report(use: str, datasets: list[CheckedDataset], records: list[dict], findings: Findings):
+    title = f"Data for {use}: {len(records)} images with {_objects(records)} boxes."
+    logger.info("\n  ".join([title, *str(findings).splitlines()]))
+    for dataset in datasets:
+        for sentence in dataset.warnings:
+            logger.warning(sentence)
+
+
+def _check_files(name: str) -> None:
     metadata = MetadataCatalog.get(name)
     for attribute, exists in (("json_file", os.path.isfile), ("image_root", os.path.isdir)):
         path = metadata.get(attribute)
@@ -233,3 +212,84 @@ def _check_dataset(name: str) -> None:
                 f"The data set {name!r} needs {os.path.abspath(path)}, which does not exist; "
                 "DETECTRON2_DATASETS names the folder of all data sets (default ./datasets)."
             )
+
+
+def _check_train(datasets: list[CheckedDataset], max_missing: int) -> None:
+    for dataset in datasets:
+        if dataset.records and not any("annotations" in record for record in dataset.records):
+            source = MetadataCatalog.get(dataset.name).get("json_file")
+            named = f"annotations {source}" if source else f"records of {dataset.name!r}"
+            raise InputError(f"The {named} have no list 'annotations', which training needs.")
+    findings = _findings(datasets)
+    images = sum(len(data.records) + data.findings.count(MISSING) for data in datasets)
+    missing = findings.count(MISSING)
+    if missing and (missing > max_missing or missing >= images):
+        raise InputError(
+            f"Of the {images} images of the training data {missing} do not exist, the first is "
+            f"{findings.first(MISSING)}; train.max_unreadable_images allows {max_missing}. Is the "
+            "folder of images the right one?"
+        )
+    if not images:
+        raise InputError("The training data has no images.")
+    if not any(_objects(dataset.records) for dataset in datasets):
+        raise InputError("The training data has no box that can be learnt from.")
+
+
+def _findings(datasets: list[CheckedDataset]) -> Findings:
+    findings = Findings()
+    for dataset in datasets:
+        findings.extend(dataset.findings)
+        for file_name in dataset.missing_images:
+            findings.note(MISSING, file_name)
+    return findings
+
+
+def _check_test(dataset: CheckedDataset) -> None:
+    missing = dataset.findings.count(MISSING)
+    unusable = dataset.unusable_images
+    if missing or unusable:
+        first = dataset.findings.first(MISSING) if missing else unusable[0]
+        raise InputError(
+            f"{missing + len(unusable)} images of the data set {dataset.name!r} do not exist or "
+            f"cannot be used, the first: {first.rstrip('.')}. An evaluation needs all of them."
+        )
+    if not dataset.records:
+        raise InputError(f"The data set {dataset.name!r} has no images to evaluate on.")
+    counts = Counter(record["image_id"] for record in dataset.records)
+    twice = [repr(number) for number, count in counts.items() if count > 1]
+    if twice:
+        raise InputError(
+            f"The data set {dataset.name!r} uses an image_id more than once: {listed(twice)}."
+        )
+    annotated = any("annotations" in record for record in dataset.records)
+    if annotated and not any(record["annotations"] for record in dataset.records):
+        raise InputError(
+            f"The annotations of {dataset.name!r} have no box with a size in its image to evaluate "
+            "against."
+        )
+
+
+def _check_same_classes(first: CheckedDataset, second: CheckedDataset) -> None:
+    """Detections mean the same in both: equal names of classes, with equal ids if both have ids."""
+    ids = [MetadataCatalog.get(data.name).get(_ID_MAP) for data in (first, second)]
+    names = [dict(enumerate(data.classes)) for data in (first, second)]
+    if not all(names):
+        # nothing but images
+        return
+    if all(ids):
+        names = [{k: name.get(i) for k, i in m.items()} for m, name in zip(ids, names)]
+    one, other = names
+    differing = [
+        f"{number} is {one.get(number, 'missing')!r} and {other.get(number, 'missing')!r}"
+        for number in {**one, **other}
+        if one.get(number) != other.get(number)
+    ]
+    if differing:
+        raise InputError(
+            f"The categories of {_source(first)} and {_source(second)} differ: id "
+            f"{listed(differing)}; give both the same."
+        )
+
+
+def _source(dataset: CheckedDataset) -> str:
+    return MetadataCatalog.get(dataset.name).get("json_file") or repr(dataset.name)

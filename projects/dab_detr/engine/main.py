@@ -21,7 +21,12 @@ from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.config import config_file
 from dab_detr.engine.arguments import add_own_data, checked_arguments, config_of
 from dab_detr.engine.checks import check, device_of
-from dab_detr.engine.datasets import check_test_records, class_names, dataset_names
+from dab_detr.engine.datasets import (
+    check_classes,
+    check_test_records,
+    class_names,
+    dataset_names,
+)
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
 from dab_detr.engine.loader import build
@@ -142,6 +147,7 @@ def _run(args: argparse.Namespace, cfg: DictConfig, output: OutputFolder) -> Non
             logger.info("No GPU was found: running on the CPU.")
     model = build(cfg, "model").to(device)
     if args.eval_only:
+        check_classes(cfg, model, ("test",))
         check_test_records(cfg)
         names = class_names(cfg, "test", model)
         Checkpointer(model, complete=True, class_names=names).load(cfg.train.init_checkpoint)

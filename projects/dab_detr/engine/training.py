@@ -90,8 +90,8 @@ def train(
     cfg.optimizer.params.model = model
     optimizer = build(cfg, "optimizer")
     records = build(cfg, "dataloader.train.dataset")
-    check_classes(cfg, model)
-    records = prepare_training_records(records, max_missing=cfg.train.max_unreadable_images)
+    check_classes(cfg, model, ("train", "test"))
+    records = prepare_training_records(cfg, records)
     check_test_records(cfg)
     batch_size = cfg.dataloader.train.total_batch_size
     epoch = max(1, len(records) // batch_size)

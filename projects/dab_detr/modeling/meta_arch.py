@@ -96,6 +96,10 @@ class DABDETR(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
         """Arguments from a YAML config; see :func:`dab_detr.config.add_dab_detr_config`."""
+        # Detectron2's programs load the data by the names in the config, after the model is built
+        from dab_detr.data.catalog import use_checked_records
+
+        use_checked_records((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         dab = cfg.MODEL.DAB_DETR
         loss = dab.LOSS
         focal = {"focal_alpha": loss.FOCAL_ALPHA, "focal_gamma": loss.FOCAL_GAMMA}

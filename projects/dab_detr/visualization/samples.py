@@ -35,7 +35,7 @@ def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> l
     limit = cfg.train.max_unreadable_images
     name = dataset_names(cfg, "train")[0]
     records = build(cfg, "dataloader.train.dataset")
-    records = prepare_training_records(records, max_missing=limit)
+    records = prepare_training_records(cfg, records)
     image_format = cfg.dataloader.train.mapper.image_format
     cfg.dataloader.train.num_workers = 0
     loader = build_train_loader(cfg, records, max(cfg.train.seed, 0), 0)
