@@ -1,4 +1,4 @@
-"""A config for tests on COCO 2017 in Detectron2's layout: the R50 config's data sections, and a tiny
+"""For tests on COCO 2017 in Detectron2's layout: the R50 config's data sections, and a tiny
 model on small images."""
 
 from pathlib import Path

@@ -154,7 +154,7 @@ WRONG = {
     "no checkpoint to keep": (["train.checkpointer.max_to_keep=0"], "max_to_keep is 0"),
     "VOC that is not there": (
         ["dataloader.train.dataset.names=voc_2007_trainval"],
-        "section dataloader.train.dataset does not work: FileNotFoundError",
+        "data set 'voc_2007_trainval' cannot be loaded: FileNotFoundError",
     ),
     "VOC that is not there to evaluate": (
         ["dataloader.test.dataset.names=voc_2007_test"],

@@ -69,15 +69,16 @@ def test_thirty_steps_lower_the_loss_and_resume_goes_on(config, tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("{", "section dataloader.train.dataset does not work: JSONDecodeError"),
-        ('{"images": []}', "section dataloader.train.dataset does not work"),
+        ("{", "broken.json cannot be read as JSON"),
+        ('{"images": []}', "broken.json hold no images"),
         (
             '{"images": [{"id": 1, "file_name": "gone.png", "width": 9, "height": 9}],'
-            ' "annotations": [], "categories": [{"id": 1, "name": "thing"}]}',
+            ' "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],'
+            ' "categories": [{"id": 1, "name": "thing"}]}',
             "1 images of the training data 1 do not exist, the first is .*gone.png",
         ),
     ],
-    ids=["no JSON", "no categories", "image missing"],
+    ids=["no JSON", "no images", "image missing"],
 )
 def test_broken_annotations_are_told_before_the_first_step(config, tmp_path, content, words):
     (tmp_path / "broken.json").write_text(content)
