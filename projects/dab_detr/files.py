@@ -1,10 +1,11 @@
 """Files that are either whole or not there, whenever the process is killed."""
 
+import json
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # ends the names of files that are being written; a killed process leaves one
 UNFINISHED = ".unfinished"
@@ -30,3 +31,19 @@ def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) ->
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The JSON objects of a file that has one a line and is appended to, such as ``metrics.json``.
+
+    A line that is none is left out: a process that is killed while it writes leaves half of one.
+    """
+    records = []
+    for line in Path(path).read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

@@ -149,18 +149,19 @@ def assert_equal(first, second, path=""):
         assert first == second or first != first, path
 
 
+def rows(folder):
+    """All of metrics.json; of times only that they are there."""
+    lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
+    return [{k: v if "time" not in k else None for k, v in x.items()} for x in lines]
+
+
 def assert_same_training(folder, expected):
     first, second = (torch.load(f / "model_final.pth") for f in (folder, expected))
     assert {"optimizer", "grad_scaler", "hooks"} <= first["trainer"].keys()
     assert {"MovingAverage", "Evaluation", "History"} <= first["trainer"]["hooks"].keys()
     assert_equal(first, second)
-    records = []
-    for f in (folder, expected):
-        lines = [json.loads(x) for x in (f / "metrics.json").read_text().splitlines()]
-        lines = [x for x in lines if "total_loss" in x]
-        other = re.compile("bbox|time")
-        records.append([{k: v for k, v in x.items() if not other.search(k)} for x in lines])
-    assert [x["iteration"] for x in records[0]] == list(range(12))
+    records = [rows(f) for f in (folder, expected)]
+    assert [x["iteration"] for x in records[0]] == list(range(13))
     assert_equal(*records)
     results = [json.loads((f / "evaluation.json").read_text()) for f in (folder, expected)]
     assert results[0] == results[1] and {"bbox", "bbox_ema"} <= results[0]["results"].keys()
@@ -201,17 +202,25 @@ TOGETHER = ["--num-gpus", "2", "--dist-url", "auto"]
 
 def test_two_processes_go_on_exactly_too(environment, tmp_path):
     """From the checkpoint of a step that was evaluated, and was the best so far."""
-    keep = "train.checkpointer.max_to_keep=9"
-    run = Run(tmp_path, environment, *TOGETHER, keep)
+    # the checkpoint of step 6 holds the sums of two steps of both processes
+    keep = ["train.checkpointer.max_to_keep=9", "train.log_period=4"]
+    run = Run(tmp_path, environment, *TOGETHER, *keep)
     assert run.end() == 0, run.output
     whole = torch.load(tmp_path / "model_final.pth")
+    expected = [x for x in rows(tmp_path) if "total_loss" in x]
     (tmp_path / "evaluation.json").write_text('{"step": 6, "results": {"bbox": {"AP": 99.0}}}')
     (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
-    run = Run(tmp_path, environment, *TOGETHER, "--resume", keep)
+    run = Run(tmp_path, environment, *TOGETHER, "--resume", *keep)
     assert run.end() == 0, run.output
     assert "Resuming after step 6." in run.output
     assert run.output.count("The best AP so far, of bbox:") == 1
     resumed = torch.load(tmp_path / "model_final.pth")
+    # without the evaluation, whose result the test has replaced
+    logged = [x for x in rows(tmp_path) if "total_loss" in x]
+    assert [x["iteration"] for x in logged] == [3, 7, 11]
+    assert_equal(
+        *([{k: v for k, v in x.items() if "bbox/" not in k} for x in y] for y in (logged, expected))
+    )
     for part in ("model", "trainer"):
         first, second = (x[part] for x in (whole, resumed))
         if part == "trainer":

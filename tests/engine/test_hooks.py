@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import default_setup
+from detectron2.evaluation import DatasetEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -19,6 +20,7 @@ from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.writers import CSVWriter
 from dab_detr.errors import InputError
+from dab_detr.inference.copy import inference_copy
 
 CONFIG = "tests/data/own_config.py"
 
@@ -45,20 +47,77 @@ def run(cfg, resume=False):
 def test_the_average_follows_its_formula():
     model = nn.Linear(2, 1, bias=False)
     model.register_buffer("count", torch.tensor(0))
+    # as the statistics of a batch norm, which belong to the weights
+    model.register_buffer("mean", torch.tensor(0.0))
     hook = MovingAverage(model, decay=0.3)
     expected = None
     for number, value in enumerate((1.0, 5.0, -3.0, 8.0, 2.0)):
         nn.init.constant_(model.weight, value)
         model.count += 1
+        model.mean.fill_(10 * value)
         hook.after_step()
         decay = min(0.3, (1 + number) / (10 + number))
         expected = value if expected is None else decay * expected + (1 - decay) * value
         assert hook.model.weight[0].tolist() == pytest.approx([expected] * 2, rel=1e-6)
+        assert hook.model.mean.item() == pytest.approx(10 * expected, rel=1e-6)
     other = MovingAverage(nn.Linear(2, 1, bias=False), decay=0.3)
     other._average.module.register_buffer("count", torch.tensor(0))
+    other._average.module.register_buffer("mean", torch.tensor(0.0))
     other.load_state_dict(hook.state_dict())
     assert torch.equal(other.model.weight, hook.model.weight)
     assert torch.equal(model.weight, torch.full((1, 2), 2.0))
+
+
+class MeanScore(DatasetEvaluator):
+    """Tells models apart that have learned nothing yet."""
+
+    def reset(self):
+        self._scores = []
+
+    def process(self, inputs, outputs):
+        self._scores += [output["instances"].scores for output in outputs]
+
+    def evaluate(self):
+        return {"bbox": {"AP": 100 * torch.cat(self._scores).mean().item()}}
+
+
+def scores_of(cfg, state):
+    model = instantiate(cfg.model)
+    model.load_state_dict(state)
+    evaluator = MeanScore()
+    evaluator.reset()
+    with torch.no_grad():
+        for batch in instantiate(cfg.dataloader.test):
+            evaluator.process(batch, inference_copy(model)(batch))
+    return evaluator.evaluate()["bbox"]["AP"]
+
+
+def test_the_average_is_what_is_evaluated_as_the_average(config, tmp_path):
+    overrides = ["optimizer.lr=0.01", "train.max_iter=6"]
+    cfg = config("train.ema.enabled=True", "train.ema.decay=0.9", *overrides)
+    cfg.dataloader.evaluator = LazyCall(MeanScore)()
+    results, _ = run(cfg)
+    checkpoint = torch.load(tmp_path / "model_final.pth")
+    average = checkpoint["trainer"]["hooks"]["MovingAverage"]
+    average = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
+    expected = scores_of(cfg, checkpoint["model"]), scores_of(cfg, average)
+    assert abs(expected[0] - expected[1]) > 0.01
+    measured = results["bbox"]["AP"], results["bbox_ema"]["AP"]
+    assert measured == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_average_that_begins_at_a_resume_begins_with_the_loaded_weights(config, tmp_path):
+    """The first thing to do is an evaluation that a stop has prevented."""
+    overrides = ["train.max_iter=2", "train.eval_period=1", "train.checkpointer.period=1"]
+    run(config(*overrides))
+    (tmp_path / "evaluation.json").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000000.pth")
+    cfg = config("train.ema.enabled=True", *overrides)
+    cfg.dataloader.evaluator = LazyCall(MeanScore)()
+    run(cfg, resume=True)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    first = next(x for x in lines if "bbox_ema/AP" in x)
+    assert first["iteration"] == 0 and first["bbox_ema/AP"] == first["bbox/AP"]
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, 2])

@@ -92,6 +92,62 @@ def test_the_gradient_scaler_looks_for_its_scale_by_itself(tmp_path):
         steps([6.0] * 40, tmp_path, amp_dtype=torch.float16)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_skipped_step_leaves_the_statistics_of_norms_as_they_were(value):
+    """Also those of micro-batches before the one that is to blame."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2, track_running_stats=True)
+
+        def forward(self, batch, num_boxes):
+            return {"loss": self.norm(torch.stack([x["image"] for x in batch])).pow(2).sum()}
+
+    def rows(*values):
+        return [sample(x, "x.png") | {"image": torch.tensor([x, 2 * x])} for x in values]
+
+    good, bad = [rows(1.0, 3.0), rows(2.0, 7.0)], [rows(1.0, 5.0), rows(value, 2.0)]
+    trained = []
+    for loader in (good * 2, good + bad + good):
+        model = Normed()
+        trainer = Trainer(
+            model, loader, torch.optim.SGD(model.parameters(), lr=0.1), accumulate=2,
+            device=torch.device("cpu"), nonfinite=NonFiniteSteps(limit=1),
+        )  # fmt: skip
+        with EventStorage():
+            for trainer.iter in range(len(loader) // 2):
+                trainer.run_step()
+        trained.append(model.state_dict())
+    assert trained[0]["norm.num_batches_tracked"] == 4
+    assert all(torch.equal(trained[1][name], x) for name, x in trained[0].items())
+
+
+def test_logged_means_leave_out_what_is_not_finite(tmp_path):
+    """A skipped step, and the norm of a gradient that overflows float16."""
+
+    def logged(values, **arguments):
+        model = Sick()
+        trainer = Trainer(
+            model, [[sample(v, "x.png")] for v in values], log_period=len(values),
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.0), device=torch.device("cpu"),
+            **arguments,
+        )  # fmt: skip
+        with EventStorage() as storage:
+            for trainer.iter in range(len(values)):
+                trainer.run_step()
+            return {name: value for name, (value, _) in storage.latest().items()}
+
+    metrics = logged([1.0, float("nan"), 2.0], nonfinite=NonFiniteSteps(limit=1))
+    # loss_class is the sum of two numbers, of gradient (v, v)
+    assert metrics["loss_class"] == metrics["total_loss"] == 3.0
+    assert metrics["grad_norm"] == pytest.approx(1.5 * 2**0.5)
+    metrics = logged([6.0, 1.0], amp_dtype=torch.float16)
+    assert metrics["loss_class"] == 7.0
+    assert metrics["grad_norm"] == pytest.approx(2**0.5)
+    assert "total_loss" not in logged([float("nan")], nonfinite=NonFiniteSteps(limit=1))
+
+
 def boxes(*rows):
     return torch.tensor(rows, dtype=torch.float32)
 

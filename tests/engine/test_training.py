@@ -191,11 +191,16 @@ class Quadratic(torch.nn.Module):
         return {"loss": (self.x * torch.tensor([30.0, 40.0])).sum()}
 
 
+# the second with a gradient scaler, whose scale is none of the gradient's
+@pytest.mark.parametrize("amp_dtype", [None, torch.float16])
 @pytest.mark.parametrize("bound, expected", [(0.0, [-30, -40]), (5.0, [-3, -4]), (100, [-30, -40])])
-def test_the_gradient_of_all_parameters_is_clipped_together(bound, expected):
+def test_the_gradient_of_all_parameters_is_clipped_together(bound, expected, amp_dtype):
     model = Quadratic()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer = Trainer(model, [[]], optimizer, device=torch.device("cpu"), max_grad_norm=bound)
+    trainer = Trainer(
+        model, [[]], optimizer, device=torch.device("cpu"), max_grad_norm=bound,
+        amp_dtype=amp_dtype,
+    )  # fmt: skip
     with EventStorage() as storage:
         trainer.iter = 0
         trainer.run_step()

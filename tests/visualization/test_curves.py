@@ -11,7 +11,9 @@ def test_draws_what_the_file_has(tmp_path):
         {"iteration": i, "total_loss": 9.0 - i, "loss_class": 1.0, "lr": 1e-3} for i in range(5)
     ]
     records.append({"iteration": 4, "bbox/AP": 12.5})
-    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    # the last line as a kill has left it
+    lines = [json.dumps(record) + "\n" for record in records] + ['{"iteration": 5, "total_lo']
+    metrics.write_text("".join(lines))
     assert draw_curves(metrics, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.width > 600

@@ -20,8 +20,8 @@ from dab_detr.engine.interruption import Interruption, TrainingStopped
 class History(HookBase):
     """Hands the recent values of all metrics from a stopped training to the one that goes on.
 
-    Printed and written values are medians over the last steps; without this the first of them after
-    a resume would differ. Has to be the first hook.
+    Writers show the latest value of each, or a median of the last ones where it is noisy; without
+    this the first of them after a resume would differ. Has to be the first hook.
 
     Args:
         window: how many values of each metric are kept.
@@ -92,6 +92,11 @@ class MovingAverage(HookBase):
         self._source = model
         self._decay = decay
         self._average = AveragedModel(model, multi_avg_fn=self._mix, use_buffers=True)
+
+    def before_train(self) -> None:
+        """Begin with the weights that have been loaded, unless an average was among them."""
+        if self._average.n_averaged == 0:
+            self.model.load_state_dict(self._source.state_dict())
 
     @property
     def model(self) -> nn.Module:

@@ -18,11 +18,14 @@ class NonFiniteSteps:
     Args:
         folder: where ``nonfinite_step_<step>_worker_<rank>.pth`` goes; None: nothing is saved.
         limit: so many steps of the training are skipped.
+
+    Attributes:
+        count: of the steps so far.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None, limit: int = 0):
         self._folder = folder
-        self._limit = limit
+        self.limit = limit
         self.count = 0
 
     def note(
@@ -51,14 +54,14 @@ class NonFiniteSteps:
             path = Path(self._folder) / f"nonfinite_step_{step:07d}_worker_{comm.get_rank()}.pth"
             self._save(path, values, norm.item(), batches)
             message += f" The batch is saved in {path}."
-        if self.count > self._limit:
+        if self.count > self.limit:
             raise FloatingPointError(
                 f"{message} Lower the learning rate, clip the gradient (train.clip_grad.max_norm), "
                 "leave float16 for bfloat16, or look at the batch; train.max_nonfinite_steps="
                 f"{self.count} would skip it."
             )
         logging.getLogger(__name__).warning(
-            f"{message} The step is skipped ({self.count} of at most {self._limit})."
+            f"{message} The step is skipped ({self.count} of at most {self.limit})."
         )
 
     @staticmethod

@@ -8,11 +8,14 @@ import sys
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 
+# how many steps tell how long the next ones will take
 _WINDOW = 20
 
 
 class ProgressPrinter(EventWriter):
     """Logs step, loss, AP so far, speed, waiting for data, memory and the time left.
+
+    Loss, speed and waiting are means over the steps since the last line.
 
     Args:
         max_iter: number of steps of the whole training.
@@ -23,37 +26,37 @@ class ProgressPrinter(EventWriter):
         self._logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._batch_size = batch_size
+        self._last = -1
 
     def write(self) -> None:
         storage = get_event_storage()
-        step = storage.iter + 1
-        histories = storage.histories()
-        if step > self._max_iter or "total_loss" not in histories:
+        latest = storage.latest()
+        # also called at the end, when there is nothing new
+        if latest.get("total_loss", (0.0, -1))[1] != storage.iter or storage.iter == self._last:
             return
-
-        def recent(name: str) -> float | None:
-            # evaluations that just ended are in the storage too: those count by their last value
-            return histories[name].median(_WINDOW) if name in histories else None
-
-        parts = [f"step {step}/{self._max_iter}", f"loss {recent('total_loss'):.3f}"]
+        step = storage.iter + 1
+        parts = [f"step {step}/{self._max_iter}", f"loss {latest['total_loss'][0]:.3f}"]
         terms = [
-            f"{x} {recent(f'loss_{x}'):.3f}"
+            f"{x} {latest[f'loss_{x}'][0]:.3f}"
             for x in ("class", "bbox", "giou")
-            if f"loss_{x}" in histories
+            if f"loss_{x}" in latest
         ]
         if terms:
             parts[-1] += f" (last layer: {', '.join(terms)})"
-        if "bbox/AP" in histories:
-            parts.append(f"AP {histories['bbox/AP'].latest():.2f}")
-        if "lr" in histories:
-            parts.append(f"lr {histories['lr'].latest():.3g}")
-        seconds = recent("time")
-        if seconds:
+        if "bbox/AP" in latest:
+            parts.append(f"AP {latest['bbox/AP'][0]:.2f}")
+        if "lr" in latest:
+            parts.append(f"lr {latest['lr'][0]:.3g}")
+        times = storage.histories()["time"].values() if "time" in latest else []
+        times = [seconds for seconds, iteration in times if iteration > self._last]
+        self._last = storage.iter
+        if times:
+            seconds = sum(times) / len(times)
             parts.append(f"{self._batch_size / seconds:.3g} images/s")
-            parts.append(f"data wait {100 * min(1.0, recent('data_time') / seconds):.0f} %")
+            parts.append(f"data wait {100 * min(1.0, latest['data_time'][0] / seconds):.0f} %")
         parts.append(f"{_most_memory() / 2**20:.0f} MB")
-        if seconds:
-            left = seconds * (self._max_iter - step)
+        if times:
+            left = storage.histories()["time"].median(_WINDOW) * (self._max_iter - step)
             parts.append(f"ETA {datetime.timedelta(seconds=int(left))}")
         self._logger.info(" | ".join(parts))
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dab_detr.data.stream import seed_generators
 from dab_detr.engine.interruption import Interruption, foremost
+from dab_detr.engine.means import StepMeans
 from dab_detr.engine.nonfinite import NonFiniteSteps
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -36,11 +37,12 @@ class Trainer(SimpleTrainer):
         amp_dtype: None for full precision; float16 (with a gradient scaler) or bfloat16.
         max_grad_norm: the gradient of all parameters together is scaled down to this L2 norm;
             0 switches clipping off.
-        log_period: losses are read and logged every this many steps.
+        log_period: the means of losses, norm of the gradient and waiting for data since the last
+            log are logged every this many steps, and after the last one.
         seed: not negative; before each step the random generators are set by it, the step and the
             worker, so that a resumed training draws the same numbers.
         nonfinite: what to do about losses and gradients that are not finite; None: they are an
-            error.
+            error. A step that is skipped leaves the model as it was, its buffers too.
         interruption: asked after each step whether to stop; see :attr:`stop_signal`.
     """
 
@@ -71,6 +73,12 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=amp_dtype is torch.float16
         )
+        self.means = StepMeans()
+        # the iterations of the last log but one, and of the last
+        self.logged = (-1, -1)
+        # known when the training starts
+        self.max_iter = 0
+        self._data_times: list[float] = []
         self._workers = _Workers()
         self._known_signal = 0
 
@@ -84,13 +92,16 @@ class Trainer(SimpleTrainer):
         """Forward and backward for each micro-batch, then clip and update once."""
         start = time.perf_counter()
         batches = [next(self._data_loader_iter) for _ in range(self.accumulate)]
-        data_time = time.perf_counter() - start
+        self._data_times.append(time.perf_counter() - start)
 
         # torch.manual_seed reaches the GPUs' generators, too
         torch.manual_seed(seed_generators(self.seed, self.iter, comm.get_rank(), 1))
         boxes = sum(len(image["instances"]) for batch in batches for image in batch)
         num_boxes, self._known_signal = self._workers.exchange(boxes, self.interruption.signum or 0)
         self.optimizer.zero_grad()
+        # the forward pass changes the statistics of batch norms, of which a step may be skipped
+        buffers = list(self.model.buffers()) if self.nonfinite.limit else []
+        before = [buffer.clone() for buffer in buffers]
         losses: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             for name, loss in self._backward(batch, num_boxes, index == len(batches) - 1).items():
@@ -100,13 +111,31 @@ class Trainer(SimpleTrainer):
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or float("inf"))
         self.after_backward()
         if self._is_finite(losses, norm):
-            self._write_metrics(losses, data_time)
-            if (self.iter + 1) % self.gather_metric_period == 0:
-                get_event_storage().put_scalar("grad_norm", norm.item())
+            self.means.add({**losses, "grad_norm": norm})
             self.grad_scaler.step(self.optimizer)
         else:
             self.nonfinite.note(self.iter + 1, losses, norm, batches)
+            for buffer, value in zip(buffers, before):
+                buffer.copy_(value)
         self.grad_scaler.update()
+        if (self.iter + 1) % self.gather_metric_period == 0 or self.iter + 1 == self.max_iter:
+            self._log()
+
+    def _log(self) -> None:
+        """Put the means since the last log into the event storage."""
+        # the slowest worker is the one that is waited for
+        waited = comm.gather(sum(self._data_times) / len(self._data_times))
+        self._data_times = []
+        self.logged = (self.logged[1], self.iter)
+        means = self.means.read()
+        if not comm.is_main_process():
+            return
+        metrics = {"data_time": max(waited), **means}
+        losses = [value for name, value in means.items() if name != "grad_norm"]
+        if losses:
+            metrics["total_loss"] = sum(losses)
+        # without a smoothing of the writers' own
+        get_event_storage().put_scalars(smoothing_hint=False, cur_iter=self.iter, **metrics)
 
     def _backward(self, batch: list[dict], num_boxes: float, is_last: bool) -> dict[str, Tensor]:
         """Add a micro-batch's gradient; returns its losses."""
@@ -130,11 +159,18 @@ class Trainer(SimpleTrainer):
             is_finite = bool((total + norm).isfinite())
         return self._workers.all(is_finite)
 
+    def after_train(self) -> None:
+        # resumed after the last step, the loop has counted one too many
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def state_dict(self) -> dict:
         return {
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
             "nonfinite_steps": self.nonfinite.count,
+            "means": self.means.state_dict(),
+            "logged": list(self.logged),
             "optimizer_type": type(self.optimizer).__name__,
         }
 
@@ -144,7 +180,14 @@ class Trainer(SimpleTrainer):
         saved = state_dict.get("optimizer_type", mine)
         if saved != mine:
             raise ValueError(f"it was made with {saved}, the config has {mine}")
+        if "logged" not in state_dict:
+            # of an earlier version, which logged single steps at each step
+            hooks = {k: v for k, v in state_dict.get("hooks", {}).items() if k != "History"}
+            iteration = state_dict["iteration"]
+            state_dict = {**state_dict, "hooks": hooks, "logged": (iteration - 1, iteration)}
         super().load_state_dict(state_dict)
+        self.means.load_state_dict(state_dict.get("means", {"sums": []}))
+        self.logged = tuple(state_dict["logged"])
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.nonfinite.count = state_dict.get("nonfinite_steps", 0)

@@ -148,7 +148,8 @@ def train(
     trainer.register_hooks(
         [
             History(),
-            hooks.IterationTimer(),
+            # from the first step on: a resumed training has the rows of one that was not stopped
+            hooks.IterationTimer(warmup_iter=1),
             BackboneLearningRate(optimizer, model.backbone),
             # given the bare schedule, the hook finds the place in it when the training starts
             hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
@@ -174,8 +175,8 @@ def train(
     if comm.is_main_process():
         writers = [
             ProgressPrinter(max_iter, batch_size),
-            MetricsWriter(folder / METRICS_FILE, start_iter),
-            TensorBoardWriter(folder, start_iter),
+            MetricsWriter(folder / METRICS_FILE),
+            TensorBoardWriter(folder),
             *(instantiate(writer) for writer in cfg.train.writers),
         ]
         trainer.register_hooks([Writers(writers, period=cfg.train.log_period)])

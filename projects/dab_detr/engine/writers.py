@@ -1,73 +1,103 @@
 """Where metrics go, as Detectron2's event writers: JSON lines, TensorBoard, CSV."""
 
 import csv
+import io
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import (
     EventWriter,
-    JSONWriter,
     TensorboardXWriter,
     get_event_storage,
 )
 
-from dab_detr.files import write_whole
+from dab_detr.files import read_json_lines, write_whole
+
+_COLUMNS = ("iteration", "name", "value")
+
+
+class ResumableWriter(EventWriter):
+    """A writer whose file goes on where a resumed training does."""
+
+    def resume(self, after: int) -> None:
+        """Forget what was written of the iterations after this one: they are written again."""
+        raise NotImplementedError
 
 
 class Writers(PeriodicWriter):
-    """``PeriodicWriter``, which begins a resumed training with the step before it.
+    """``PeriodicWriter``, after which a resumed training has the rows of one that never stopped.
 
-    That step may not have been written when the training was killed, or without the evaluation
-    that is only now made up for; its metrics are in the checkpoint (:class:`History`).
+    Rows of the steps that are taken again go. The row of the step before them may not have been
+    written, or without the evaluation that is only now made up for; what was not yet written of
+    earlier steps is due at the next log. Their metrics are in the checkpoint (:class:`History`).
     """
 
     def before_train(self) -> None:
-        if self.trainer.start_iter:
-            for writer in self._writers:
-                if isinstance(writer, MetricsWriter | TensorBoardWriter):
+        start = self.trainer.start_iter
+        if not start:
+            return
+        before, last = self.trainer.logged
+        was_due = last == start - 1
+        for writer in self._writers:
+            if isinstance(writer, ResumableWriter):
+                writer.resume(before if was_due else last)
+                if was_due:
                     writer.write()
 
 
-class MetricsWriter(JSONWriter):
-    """``JSONWriter``, whose file goes on where a resumed training does.
+class MetricsWriter(ResumableWriter):
+    """Appends a JSON object for each iteration with something new, in their order.
 
     Args:
-        path: records of steps that are written again are removed from it.
-        start_iter: the first iteration that is to come; the one before it is written again.
+        path: is appended to.
+        window_size: noisy metrics are medians over so many steps.
     """
 
-    def __init__(self, path: str | os.PathLike, start_iter: int):
-        if start_iter and os.path.exists(path):
-            lines = Path(path).read_text().splitlines()
-            kept = "".join(line + "\n" for line in lines if _remains(line, start_iter))
-            write_whole(path, lambda file: file.write(kept.encode()))
-        super().__init__(os.fspath(path))
-        self._last_write = start_iter - 2
+    def __init__(self, path: str | os.PathLike, window_size: int = 20):
+        self._path = Path(path)
+        self._window_size = window_size
+        self._last = -1
+
+    def resume(self, after: int) -> None:
+        self._last = after
+        if self._path.exists():
+            rows = [x for x in read_json_lines(self._path) if x.get("iteration", -1) <= after]
+            kept = "".join(f"{_json(row)}\n" for row in rows)
+            write_whole(self._path, lambda file: file.write(kept.encode()))
+
+    def write(self) -> None:
+        rows: dict[int, dict] = defaultdict(dict)
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._last:
+                rows[iteration][name] = value
+        with open(self._path, "a") as file:
+            for iteration in sorted(rows):
+                file.write(f"{_json({**rows[iteration], 'iteration': iteration})}\n")
+                self._last = iteration
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def _remains(line: str, start_iter: int) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        # the process was killed while it wrote this
-        return False
-    iteration = record.get("iteration", -1)
-    # the evaluation at the end of a training is dated one step later than its last loss
-    at_end = iteration == start_iter and "total_loss" not in record
-    return iteration < start_iter - 1 or at_end
+def _json(row: dict) -> str:
+    return json.dumps(row, sort_keys=True)
 
 
-class TensorBoardWriter(TensorboardXWriter):
+class TensorBoardWriter(TensorboardXWriter, ResumableWriter):
     """``TensorboardXWriter``, whose curves go on where a resumed training does."""
 
-    def __init__(self, folder: str | os.PathLike, start_iter: int):
-        super().__init__(os.fspath(folder), purge_step=start_iter - 1 if start_iter else None)
-        self._last_write = start_iter - 2
+    def __init__(self, folder: str | os.PathLike):
+        super().__init__(os.fspath(folder))
+
+    def resume(self, after: int) -> None:
+        self._writer_args["purge_step"] = after + 1
+        self._last_write = after
 
 
-class CSVWriter(EventWriter):
+class CSVWriter(ResumableWriter):
     """One row a metric and step, ``iteration,name,value``: for spreadsheets and data frames.
 
     Args:
@@ -76,22 +106,30 @@ class CSVWriter(EventWriter):
     """
 
     def __init__(self, path: str | os.PathLike, window_size: int = 20):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        is_new = not os.path.exists(path)
-        self._file = open(path, "a", newline="")
-        self._rows = csv.writer(self._file)
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._window_size = window_size
-        self._last: dict[str, int] = {}
-        if is_new:
-            self._rows.writerow(("iteration", "name", "value"))
+        self._last = -1
+
+    def resume(self, after: int) -> None:
+        self._last = after
+        if self._path.exists():
+            with open(self._path, newline="") as file:
+                rows = [row for row in csv.reader(file) if len(row) == len(_COLUMNS)]
+            kept = io.StringIO(newline="")
+            csv.writer(kept).writerows(
+                [_COLUMNS, *(x for x in rows if x[0].isdigit() and int(x[0]) <= after)]
+            )
+            write_whole(self._path, lambda file: file.write(kept.getvalue().encode()))
 
     def write(self) -> None:
+        is_new = not self._path.exists()
         latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        for name, (value, iteration) in sorted(latest.items()):
-            if self._last.get(name, -1) < iteration:
-                self._rows.writerow((iteration, name, value))
-                self._last[name] = iteration
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        rows = sorted((i, name, v) for name, (v, i) in latest.items() if i > self._last)
+        with open(self._path, "a", newline="") as file:
+            table = csv.writer(file)
+            if is_new:
+                table.writerow(_COLUMNS)
+            table.writerows(rows)
+        if rows:
+            self._last = rows[-1][0]

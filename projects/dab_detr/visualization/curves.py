@@ -1,17 +1,18 @@
 """The course of a training as a picture."""
 
-import json
 import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from dab_detr.files import read_json_lines
 
 
 def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> bool:
     """Draw losses, AP and learning rate by step.
 
     Args:
-        metrics_file: ``metrics.json`` of Detectron2's ``JSONWriter``, a JSON object a line.
+        metrics_file: ``metrics.json``, a JSON object a line; what a kill has cut is left out.
         output: the PNG file to write.
 
     Returns:
@@ -19,10 +20,8 @@ def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> b
     """
     if not Path(metrics_file).is_file():
         return False
-    with open(metrics_file) as lines:
-        records = [json.loads(line) for line in lines]
     by_step: dict[int, dict] = {}
-    for record in records:
+    for record in read_json_lines(metrics_file):
         if "iteration" in record:
             # evaluations may come in a line of their own
             by_step.setdefault(record["iteration"] + 1, {}).update(record)
