@@ -159,8 +159,47 @@ def test_overrides_change_the_config():
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        "runs/lr=1e-4", "a b", "run[1]", "run(1)", r"C:\data\run (2)", "数据/ñandú", "a,b", "it's",
+        "https://host/x.pth?a=b&c=d", "2024", "1e-4", "True", "#1;&!", "a{b}", "~user", "[1", "",
+    ],
+)  # fmt: skip
+def test_text_is_taken_as_it_stands(value):
+    cfg = get_config("dab_detr_r50_50ep.py", [f"train.output_dir={value}"])
+    assert cfg.train.output_dir == value
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("train.output_dir='a, b'", "a, b"),
+        ('train.output_dir="2024"', "2024"),
+        ("train.output_dir=null", None),
+        ("train.output_dir=${train.device}/x", "cpu/x"),
+        ("dataloader.train.dataset.names=[a,b]", ["a", "b"]),
+        ("dataloader.train.dataset.names=[训练,b c]", ["训练", "b c"]),
+        ("model.in_features=[~a=1]", ["~a=1"]),
+        ("model.pixel_mean=[0,0.5,1e2]", [0, 0.5, 100.0]),
+        ("train.max_iter=7", 7),
+        # refers to another key, which holds a number
+        ("optimizer.params.base_lr=0.5", 0.5),
+        ("train.amp={enabled: True}", {"enabled": True, "dtype": "float16"}),
+    ],
+)
+def test_other_values_are_read_as_what_they_are(override, expected):
+    cfg = get_config("dab_detr_r50_50ep.py", ["train.device=cpu", override])
+    value = OmegaConf.select(cfg, override.split("=")[0])
+    assert (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value) == expected
+
+
+@pytest.mark.parametrize(
     "override, words",
     [
+        ("train.max_iter=a=b", "value is not understood.*quotes of its own"),
+        ("train.max_iter=1,2", "value is not understood"),
+        ("train.output_dir=${train.nowhere}/x", "cannot be applied.*nowhere"),
+        ("train.output_dir=${", "cannot be applied"),
         ("train.max_itr=3", "did you mean train.max_iter"),
         ("model.num_querys=3", "model.num_queries"),
         ("nonsense", "key=value"),

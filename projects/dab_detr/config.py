@@ -1,14 +1,14 @@
 """Configs: LazyConfig files by name or path, and the keys of the YAML flavour."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode, LazyConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dab_detr.errors import InputError
+from dab_detr.overrides import apply_override
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -50,8 +50,7 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
 
     Args:
         name: see :func:`config_file`.
-        overrides: ``key=value`` strings in Hydra's grammar; ``+key=value`` adds a key that the file
-            does not have.
+        overrides: ``key=value`` strings, see :func:`~dab_detr.overrides.apply_override`.
 
     Raises:
         InputError: for an unknown file, a file that does not load, an unknown key or a malformed
@@ -63,55 +62,8 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
     except Exception as error:
         raise InputError(f"The config file {path} does not load: {_one_line(error)}") from error
     for override in overrides:
-        _apply_override(cfg, override)
+        apply_override(cfg, override)
     return cfg
-
-
-def _apply_override(cfg: DictConfig, override: str) -> None:
-    key, equals, _ = override.partition("=")
-    if not equals or key.startswith("-"):
-        raise InputError(
-            f"The override {override!r} is not of the form key=value (options such as --resume go "
-            "before the overrides)."
-        )
-    if not key.startswith("+"):
-        _require_key(cfg, key)
-    try:
-        LazyConfig.apply_overrides(cfg, [override])
-    except Exception as error:
-        raise InputError(
-            f"The override {override!r} cannot be applied: {_one_line(error)}"
-        ) from error
-
-
-def _require_key(cfg: DictConfig, key: str) -> None:
-    """Refuse a key that is not in the config: it would be added and then ignored."""
-    node = cfg
-    for part in key.split("."):
-        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
-            node = node._get_node(int(part))
-        elif isinstance(node, DictConfig) and part in node:
-            node = node._get_node(part)
-        else:
-            close = difflib.get_close_matches(key, _keys(cfg), n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(close)}?" if close else "."
-            raise InputError(f"The config has no key {key!r}{hint} (+{key}=VALUE adds a new one.)")
-
-
-def _keys(cfg: DictConfig) -> list[str]:
-    """All keys of a config with their paths, e.g. ``train.max_iter``."""
-    keys = []
-
-    def visit(node, prefix):
-        if isinstance(node, (dict, list)):
-            items = node.items() if isinstance(node, dict) else enumerate(node)
-            for name, value in items:
-                if name != "_target_":
-                    keys.append(f"{prefix}{name}")
-                    visit(value, f"{prefix}{name}.")
-
-    visit(OmegaConf.to_container(cfg, resolve=False), "")
-    return keys
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The command line of ``train_net.py``, and the config that it describes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -94,6 +95,10 @@ def config_of(args: argparse.Namespace) -> DictConfig:
     if "train" in cfg:
         # a config of one's own need not name what it leaves alone
         cfg.train = OmegaConf.merge(get_config("common/train.py").train, cfg.train)
+        for key in ("output_dir", "init_checkpoint"):
+            # shells leave the ~ of key=~/folder as it is
+            if isinstance(cfg.train[key], str):
+                cfg.train[key] = os.path.expanduser(cfg.train[key])
     return cfg
 
 

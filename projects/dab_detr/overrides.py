@@ -1,0 +1,120 @@
+"""``key=value`` on a command line: Hydra's grammar, and text as it stands where text is wanted."""
+
+import difflib
+
+import yaml
+from detectron2.config import LazyConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from dab_detr.errors import InputError
+
+
+def apply_override(cfg: DictConfig, override: str) -> None:
+    """Change a key of a config.
+
+    A value is read by Hydra's grammar: numbers, True, null, [lists], {dictionaries}, text with or
+    without quotes. Where the config has text, such as a path, what that grammar does not take, or
+    takes for a number, is the text that it is.
+
+    Args:
+        cfg: is changed.
+        override: ``key=value``; ``+key=value`` adds a key.
+
+    Raises:
+        InputError: for an unknown key, or a value that is not understood.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or key.startswith("-"):
+        raise InputError(f"The override {override!r} is not of the form key=value.")
+    if not key.startswith("+"):
+        _require_key(cfg, key)
+    try:
+        if key.startswith("+"):
+            LazyConfig.apply_overrides(cfg, [override])
+        else:
+            value = _value(override, text, is_text=isinstance(_get(cfg, key), str))
+            OmegaConf.update(cfg, key, value, merge=True)
+            # a reference to another key, ${...}, has to lead somewhere
+            OmegaConf.select(cfg, key)
+    except Exception as error:
+        name = key.lstrip("+")
+        raise InputError(
+            f"The override {override!r} cannot be applied: {_one_line(error)} (A list is written "
+            f"[a,b]; text with special characters in quotes of its own: '{name}=\"a, b\"'.)"
+        ) from error
+
+
+def _value(override: str, text: str, *, is_text: bool) -> object:
+    """What a value means.
+
+    Args:
+        override: with its key. text: the value alone.
+        is_text: the config's own value is text; it may also become null or a list.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        if parsed.is_sweep_override():
+            raise ValueError("it means several values.")
+        value = parsed.value()
+    except Exception:
+        # names in other scripts are beyond Hydra, in lists as well
+        value = _list(text)
+        if value is None and is_text:
+            value = text
+        if value is None:
+            raise ValueError("its value is not understood.") from None
+    # a folder may be named 2024, or a,b
+    return text if is_text and isinstance(value, bool | int | float | dict) else value
+
+
+def _list(text: str) -> list | None:
+    if not text.startswith("["):
+        return None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return value if isinstance(value, list) else None
+
+
+def _get(cfg: DictConfig, key: str) -> object:
+    """The value that a key has or refers to; None if it refers to nothing."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except Exception:
+        return None
+
+
+def _require_key(cfg: DictConfig, key: str) -> None:
+    """Refuse a key that is not in the config: it would be added and then ignored."""
+    node = cfg
+    for part in key.split("."):
+        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node._get_node(int(part))
+        elif isinstance(node, DictConfig) and part in node:
+            node = node._get_node(part)
+        else:
+            close = difflib.get_close_matches(key, _keys(cfg), n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(close)}?" if close else "."
+            raise InputError(f"The config has no key {key!r}{hint} (+{key}=VALUE adds a new one.)")
+
+
+def _keys(cfg: DictConfig) -> list[str]:
+    """All keys of a config with their paths, e.g. ``train.max_iter``."""
+    keys = []
+
+    def visit(node, prefix):
+        if isinstance(node, (dict, list)):
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            for name, value in items:
+                if name != "_target_":
+                    keys.append(f"{prefix}{name}")
+                    visit(value, f"{prefix}{name}.")
+
+    visit(OmegaConf.to_container(cfg, resolve=False), "")
+    return keys
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
