@@ -1,17 +1,17 @@
 """Checks on the config and the command line, before anything slow starts."""
 
 import argparse
-import math
 import os
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
 from dab_detr.engine.coco_evaluator import find_cocoeval
 from dab_detr.engine.datasets import check_datasets
 from dab_detr.engine.processes import launched_processes
+from dab_detr.engine.ranges import check_ranges
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
 
@@ -43,6 +43,7 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
         if section not in cfg:
             raise InputError(f"The config {args.config_file} has no section {section!r}.")
     _check_kinds(cfg)
+    check_ranges(cfg)
     device = device_of(cfg)
     if device.type == "cuda" and args.num_gpus > torch.cuda.device_count():
         raise InputError(
@@ -62,7 +63,8 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
     if not args.eval_only:
         launched = launched_processes(args)
         _check_length(cfg, launched if launched > 1 else args.num_gpus * args.num_machines)
-        _check_training(cfg)
+        if cfg.train.compile:
+            require_compiler(device, "train.compile=True")
     check_datasets(cfg, ("test",) if args.eval_only else ("train", "test"))
     checkpoint = cfg.train.init_checkpoint
     if checkpoint and "://" not in checkpoint and not os.path.exists(checkpoint):
@@ -72,12 +74,10 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 
 def _check_length(cfg: DictConfig, num_workers: int) -> None:
-    """The numbers that decide how long a training is have to be such numbers."""
+    """The numbers that decide how long a training is have to fit together."""
     batch_size = cfg.dataloader.train.total_batch_size
     accumulate = cfg.train.accumulate
-    if not _is_whole(accumulate, 1):
-        raise InputError(f"train.accumulate is {accumulate!r}; a whole number from 1 is needed.")
-    if not _is_whole(batch_size, 1) or batch_size % (num_workers * accumulate):
+    if batch_size % (num_workers * accumulate):
         parts = f"the number of processes, {num_workers}"
         if accumulate > 1:
             parts += f", times train.accumulate, {accumulate}"
@@ -85,52 +85,8 @@ def _check_length(cfg: DictConfig, num_workers: int) -> None:
             f"dataloader.train.total_batch_size is {batch_size!r}; a positive multiple of {parts}, "
             "is needed."
         )
-    for key, kind in (("max_iter", int), ("epochs", int | float)):
-        value = cfg.train[key]
-        if value is not None and (not isinstance(value, kind) or not 0 < value < math.inf):
-            raise InputError(f"train.{key} is {value!r}; a positive number is needed (or null).")
     if cfg.train.max_iter is None and cfg.train.epochs is None:
         raise InputError("train.max_iter or train.epochs has to say how long to train.")
-
-
-def _check_training(cfg: DictConfig) -> None:
-    """Numbers that would otherwise be found wrong in the middle of a training."""
-    for key in (
-        "train.max_unreadable_images",
-        "train.max_nonfinite_steps",
-        "train.pictures.count",
-        "train.pictures.tensorboard",
-        "dataloader.train.num_workers",
-        "dataloader.test.num_workers",
-    ):
-        value = OmegaConf.select(cfg, key, default=0)
-        if not _is_whole(value, 0):
-            raise InputError(f"{key} is {value!r}; a whole number from 0 is needed.")
-    for key in ("dataloader.test.batch_size", "train.checkpointer.max_to_keep"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None and not _is_whole(value, 1):
-            raise InputError(f"{key} is {value!r}; a whole number from 1 is needed.")
-    decay = cfg.train.ema.decay
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
-        raise InputError(f"train.ema.decay is {decay!r}; a number from 0 to below 1 is needed.")
-    periods = {"log_period": cfg.train.log_period, "eval_period": cfg.train.eval_period}
-    periods["checkpointer.period"] = cfg.train.checkpointer.period
-    for key, value in periods.items():
-        if not (_is_whole(value, 1) or (value is None and key != "log_period")):
-            raise InputError(f"train.{key} is {value!r}; a number of steps from 1 is needed.")
-    norm = cfg.train.clip_grad.max_norm
-    if not isinstance(norm, int | float) or not norm >= 0:
-        raise InputError(f"train.clip_grad.max_norm is {norm!r}; a number from 0 is needed.")
-    scaling = cfg.train.auto_scale_lr
-    if scaling.enabled and not _is_whole(scaling.base_batch_size, 1):
-        raise InputError(
-            f"train.auto_scale_lr.base_batch_size is {scaling.base_batch_size!r}; a whole number "
-            "from 1 is needed."
-        )
-    if cfg.train.compile:
-        require_compiler(device_of(cfg), "train.compile=True")
-    if not isinstance(cfg.train.seed, int):
-        raise InputError(f"train.seed is {cfg.train.seed!r}; a whole number is needed.")
 
 
 def _check_kinds(cfg: DictConfig) -> None:
@@ -159,7 +115,3 @@ def _check_kinds(cfg: DictConfig) -> None:
     visit(defaults, cfg.train, "train")
     if os.path.isfile(cfg.train.output_dir):
         raise InputError(f"train.output_dir is {cfg.train.output_dir}, which is a file.")
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
