@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from dab_detr.errors import InputError
 from dab_detr.overrides import apply_override
+from dab_detr.yaml_config import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -46,7 +47,7 @@ def list_configs() -> list[str]:
 
 
 def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a LazyConfig.
+    """Load a LazyConfig: a Python file, which is run, or YAML, which is not.
 
     Args:
         name: see :func:`config_file`.
@@ -57,10 +58,13 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
             override.
     """
     path = config_file(name)
-    try:
-        cfg = LazyConfig.load(path)
-    except Exception as error:
-        raise InputError(f"The config file {path} does not load: {_one_line(error)}") from error
+    if path.endswith((".yaml", ".yml")):
+        cfg = read_yaml(Path(path))
+    else:
+        try:
+            cfg = LazyConfig.load(path)
+        except Exception as error:
+            raise InputError(f"The config file {path} does not load: {_one_line(error)}") from error
     for override in overrides:
         apply_override(cfg, override)
     return cfg
