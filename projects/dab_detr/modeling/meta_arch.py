@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.layers.wrappers import shapes_to_tensor
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
@@ -194,13 +195,16 @@ class DABDETR(nn.Module):
 
 
 def select_detections(
-    class_logits: Tensor, box_logits: Tensor, image_sizes: list[tuple[int, int]], num_select: int
+    class_logits: Tensor,
+    box_logits: Tensor,
+    image_sizes: Sequence[Sequence[int]] | Sequence[Tensor],
+    num_select: int,
 ) -> list[Instances]:
     """Take each image's best (query, class) pairs, without NMS or threshold.
 
     Args:
         class_logits: ``(B, Q, K)``. box_logits: ``(B, Q, 4)``, whose sigmoid is cxcywh.
-        image_sizes: (height, width) of each image without padding.
+        image_sizes: (height, width) of each image without padding; in a trace, tensors of them.
         num_select: how many pairs to keep, at most Q * K.
 
     Returns:
@@ -213,7 +217,8 @@ def select_detections(
     boxes_xyxy = boxes_xyxy.gather(1, (pairs // num_classes).unsqueeze(-1).expand(-1, -1, 4))
     results = []
     for index, (height, width) in enumerate(image_sizes):
-        scale = boxes_xyxy.new_tensor([width, height, width, height])
+        # in a trace a Python number would stand for the size of every image
+        scale = shapes_to_tensor([width, height, width, height], boxes_xyxy.device)
         results.append(
             Instances(
                 (height, width),
@@ -241,15 +246,16 @@ def _padding_mask(images: ImageList, feature_size: torch.Size) -> Tensor | None:
     """Bool ``(B, h, w)``, True where a cell is padding; None when no image is padded.
 
     The pixels' mask, resized to the cells by nearest neighbour as in the published code, one axis
-    at a time.
+    at a time. A trace always has it, as it has to hold for other sizes.
     """
     padded_size = images.tensor.shape[-2:]
-    if all(tuple(size) == padded_size for size in images.image_sizes):
-        return None
+    if not torch.jit.is_tracing():
+        if all(tuple(size) == padded_size for size in images.image_sizes):
+            return None
     axes = []
     for axis, (pixels, cells) in enumerate(zip(padded_size, feature_size)):
-        lengths = torch.tensor([[size[axis]] for size in images.image_sizes])
-        padded = (torch.arange(pixels) >= lengths).float()  # (B, pixels)
+        lengths = shapes_to_tensor([size[axis] for size in images.image_sizes])
+        padded = (torch.arange(pixels) >= lengths[:, None]).float()  # (B, pixels)
         axes.append(F.interpolate(padded[:, None], size=cells, mode="nearest")[:, 0].bool())
     rows, columns = axes
     return (rows[:, :, None] | columns[:, None, :]).to(images.tensor.device, non_blocking=True)
