@@ -7,7 +7,10 @@ from detectron2.config import instantiate
 
 from dab_detr.checkpoint import Checkpointer
 from dab_detr.config import get_config, list_configs
+from dab_detr.errors import InputError
+from dab_detr.modeling import DABDETR
 
+SMALL = {"d_model": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 1}
 BACKBONES = [name for name in list_configs() if name.startswith("backbones/")]
 
 
@@ -84,3 +87,104 @@ def test_an_unknown_timm_model_is_named():
         "p3": (128, 8),
         "p4": (256, 16),
     }
+
+
+def timm_backbone(name, **arguments):
+    pytest.importorskip("timm")
+    from dab_detr.modeling.backbone.timm import TimmBackbone
+
+    return TimmBackbone(name, **arguments)
+
+
+@pytest.mark.parametrize("indices", [(3, 7, 11), (11, 3, 7), (-1, -5, -9)], ids=str)
+def test_levels_of_one_stride_are_told_apart(indices, batch):
+    backbone = timm_backbone("vit_tiny_patch16_224", out_indices=indices).eval()
+    shapes = backbone.output_shape()
+    assert {k: (v.channels, v.stride) for k, v in shapes.items()} == {
+        f"p4_{i}": (192, 16) for i in (3, 7, 11)
+    }
+    # what leaves each block, after the prefix token
+    seen = {}
+    for index in (3, 7, 11):
+        backbone.body.model.blocks[index].register_forward_hook(
+            lambda module, inputs, output, index=index: seen.update({index: output[:, 1:]})
+        )
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 96))
+    for index, tokens in seen.items():
+        found = features[f"p4_{index}"]
+        assert found.shape == (1, 192, 4, 6)
+        torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens)
+    model = DABDETR(backbone=backbone, in_features="p4_7", num_classes=3, **SMALL)
+    passed = []
+    model.transformer.register_forward_pre_hook(lambda module, inputs: passed.append(inputs[0]))
+    with torch.no_grad():
+        model.eval()(batch(((64, 96),), (0,)))
+    torch.testing.assert_close(passed[0].flatten(2).transpose(1, 2), seen[7])
+
+
+def test_strided_levels_come_in_the_order_of_their_names():
+    for indices in ((1, 3), (3, 1), (-1, 1)):
+        backbone = timm_backbone("swin_tiny_patch4_window7_224", out_indices=indices)
+        with torch.no_grad():
+            features = backbone(torch.randn(1, 3, 64, 96))
+        assert {k: tuple(v.shape[1:]) for k, v in features.items()} == {
+            "p3": (192, 8, 12),
+            "p5": (768, 2, 3),
+        }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "vit_small_patch14_dinov2",
+        "swin_tiny_patch4_window7_224",
+        "swinv2_tiny_window8_256",
+        "eva02_tiny_patch14_224",
+        "sam2_hiera_tiny",
+        "convnext_atto",
+        "resnet18",
+    ],
+)
+def test_timms_models_take_images_of_any_size(name, batch):
+    backbone = timm_backbone(name)
+    ((level, shape),) = backbone.output_shape().items()
+    model = DABDETR(backbone=backbone, in_features=level, num_classes=3, **SMALL)
+    seen = []
+    model.transformer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for sizes in (((97, 131), (64, 75)), ((75, 250), (75, 250))):
+        losses = model(batch(sizes))
+        assert sum(losses.values()).isfinite()
+        divisor = backbone.size_divisibility or 1
+        padded = [-(-max(x) // divisor) * divisor for x in zip(*sizes)]
+        channels, *cells = seen.pop().shape[1:]
+        assert channels == shape.channels
+        for pixels, found in zip(padded, cells):
+            assert found in (pixels // shape.stride, -(-pixels // shape.stride))
+
+
+@pytest.mark.parametrize("name", ["mixer_s16_224", "hiera_tiny_224", "coatnet_0_rw_224"])
+def test_models_of_one_size_are_refused_when_they_are_built(name):
+    with pytest.raises(ValueError, match=f"'{name}' does not take images of every size"):
+        timm_backbone(name)
+
+
+def test_a_size_that_timm_refuses_later_is_told_in_a_sentence():
+    backbone = timm_backbone("mvitv2_tiny")
+    with pytest.raises(InputError, match="'mvitv2_tiny' takes no images of 64 x 512 pixels"):
+        backbone(torch.randn(1, 3, 64, 512))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"out_indices": (55,)}, "no such feature maps"),
+        ({"out_indices": (11, -1)}, "name a level .* twice"),
+        ({"patch": 3}, "unexpected keyword argument 'patch'"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_for_timm_are_told_in_a_sentence(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        timm_backbone("vit_tiny_patch16_224", **arguments)
