@@ -103,7 +103,7 @@ def test_the_configs_data_sections_train_and_evaluate(coco, in_process, tmp_path
     assert {r["category_id"] for r in written} <= {c["id"] for c in CATEGORIES}
 
 
-def test_a_loop_of_ones_own_reads_every_object(coco, tmp_path):
+def test_a_loop_of_ones_own_reads_every_object(coco, tmp_path, forget_tiny):
     """As Detectron2's tools/lazyconfig_train_net.py does: config, loaders, evaluator."""
     cfg = get_config(CONFIG)
     records = instantiate(cfg.dataloader.train.dataset)
