@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -139,3 +140,43 @@ def test_a_folder_that_cannot_be_written_is_named(run, tmp_path, capsys, place):
 def test_a_second_lock_in_between_is_seen_too(holder, tmp_path):
     with contextlib.suppress(InputError), OutputFolder(tmp_path / "out").held():
         raise AssertionError("both are in the folder")
+
+
+@contextlib.contextmanager
+def limited_files(size):
+    """Inside, the system lets no file grow beyond so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# the weights fit, but not the optimizer's state; the metrics, but no weights
+@pytest.mark.parametrize("size", [2_000_000, 1_000_000])
+def test_a_full_disk_ends_with_a_sentence_and_whole_checkpoints(run, tmp_path, capfd, size):
+    out = tmp_path / "out"
+    assert run() == 0
+    before = {x: (out / x).read_bytes() for x in ("model_final.pth", "last_checkpoint")}
+    assert (out / "model_best.pth").stat().st_size < 2_000_000 < len(before["model_final.pth"])
+    with limited_files(size):
+        assert run("train.max_iter=2", "--resume") == 1
+    *_, last = capfd.readouterr().err.strip().splitlines()
+    assert last.startswith(f"train_net.py: {out}/model_")
+    assert ".pth cannot be written (File too large)" in last
+    assert "Traceback" not in (out / "log.txt").read_text()
+    assert not list(out.glob(".*unfinished"))
+    assert {x: (out / x).read_bytes() for x in before} == before
+    assert run("train.max_iter=2", "--resume") == 0
+
+
+def test_metrics_that_cannot_be_appended_to_end_with_a_sentence(run, tmp_path, capfd, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dab_detr.engine.writers.MetricsWriter.write", full)
+    assert run() == 1
+    *_, last = capfd.readouterr().err.strip().splitlines()
+    assert f"train_net.py: {tmp_path / 'out'} cannot be written (No space left on device)" in last
+    assert "Traceback" not in (tmp_path / "out" / "log.txt").read_text()

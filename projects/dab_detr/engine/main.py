@@ -1,6 +1,7 @@
 """The program behind ``train_net.py``: arguments and checks first, then training or evaluation."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -40,11 +41,16 @@ from dab_detr.engine.processes import (
 )
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
+from dab_detr.files import cannot_be_written
 from dab_detr.inference.copy import inference_copy
 from dab_detr.visualization.curves import draw_curves
 from dab_detr.visualization.predictions import draw_predictions
 
 logger = logging.getLogger(__name__)
+
+_CANNOT_WRITE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,6 +133,11 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
             _run(args, cfg, output)
     except (InputError, FloatingPointError) as error:
         return _fail(error)
+    except OSError as error:
+        # of a file that is appended to, such as metrics.json
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        return _fail(cannot_be_written(error.filename or cfg.train.output_dir, error))
     except TrainingStopped as stop:
         if comm.is_main_process():
             _stopped(stop.signum, cfg.train.output_dir)
@@ -170,7 +181,9 @@ def _run(args: argparse.Namespace, cfg: DictConfig, output: OutputFolder) -> Non
 def _has_no_sentence(record: logging.LogRecord) -> bool:
     """Keeps Detectron2 from logging the traceback of an error that is told in a sentence."""
     kind = record.exc_info[0] if record.exc_info else None
-    return kind is None or not issubclass(kind, InputError | FloatingPointError)
+    if kind is None or issubclass(kind, InputError | FloatingPointError):
+        return kind is None
+    return getattr(record.exc_info[1], "errno", None) not in _CANNOT_WRITE
 
 
 def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
