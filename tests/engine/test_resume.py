@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from dab_detr.engine import training
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.writers import CSVWriter, Writers
+from dab_detr.errors import InputError
 
 CONFIG = Path(__file__).parents[1] / "data" / "own_config.py"
 
@@ -166,9 +168,9 @@ def test_logged_losses_are_means_over_the_steps_since_the_last_log(run, tmp_path
     ]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_data_go_on_where_they_were(run, tmp_path, monkeypatch, accumulate):
-    """Each step's images, in order."""
+@pytest.fixture
+def seen(monkeypatch):
+    """Each step's images, in order, by micro-batch."""
     seen = {}
     original = Trainer._backward
 
@@ -177,6 +179,11 @@ def test_the_data_go_on_where_they_were(run, tmp_path, monkeypatch, accumulate):
         return original(trainer, batch, *args)
 
     monkeypatch.setattr(Trainer, "_backward", note)
+    return seen
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_data_go_on_where_they_were(run, tmp_path, seen, accumulate):
     settings = [
         "train.max_iter=5", "train.checkpointer.period=3", f"train.accumulate={accumulate}"
     ]  # fmt: skip
@@ -187,3 +194,96 @@ def test_the_data_go_on_where_they_were(run, tmp_path, monkeypatch, accumulate):
     seen.clear()
     run(tmp_path / "stopped", *settings, resume=True)
     assert seen == {i: expected[i] for i in (3, 4)}
+
+
+def logged(folder, name):
+    return {x["iteration"]: x[name] for x in rows(folder) if "total_loss" in x}
+
+
+BY_EPOCHS = [
+    "train.max_iter=null", "train.epochs=2", "train.log_period=1", "train.checkpointer.period=8",
+    "train.eval_period=100", "lr_multiplier.warmup_length=0.01",
+]  # fmt: skip
+
+
+def test_another_batch_size_goes_on_with_the_images_that_are_left(run, tmp_path, seen, caplog):
+    """Half of the training in steps of 4 images, the other half in steps of 8."""
+    run(tmp_path / "whole", *BY_EPOCHS)
+    stream = [x for step in sorted(seen) for batch in seen[step] for x in batch]
+    run(tmp_path / "changed", *BY_EPOCHS, die=("step", 9))
+    seen.clear()
+    changed = [*BY_EPOCHS, "dataloader.train.total_batch_size=8"]
+    run(tmp_path / "changed", *changed, resume=True)
+    assert [x for step in sorted(seen) for batch in seen[step] for x in batch] == stream[32:]
+    assert sorted(seen) == [8, 9, 10, 11]
+    before, after = (logged(tmp_path / x, "lr") for x in ("whole", "changed"))
+    # the share that is done at each step decides
+    assert list(after) == list(range(12))
+    assert [after[i] for i in range(8, 12)] == pytest.approx([before[i] for i in (8, 10, 12, 14)])
+    (sentence,) = re.findall(r"was made with other settings: (.*)", caplog.text)
+    assert sentence == (
+        "dataloader.train.total_batch_size 4 -> 8. 32 images are seen, 50.0 % of the training; 4 "
+        "steps of 8 images are left, and the learning rate goes on at 0.001, as before."
+    )
+
+
+def test_a_longer_training_goes_on_as_if_it_had_been_so_long(run, tmp_path, caplog):
+    whole = ["train.max_iter=8", "train.eval_period=2"]
+    short = ["train.max_iter=5", "train.eval_period=2"]
+    run(tmp_path / "whole", *whole)
+    assert run(tmp_path / "longer", *short) == [2, 4, 5]
+    caplog.clear()
+    assert run(tmp_path / "longer", *whole, resume=True) == [5, 6, 8]
+    first, second = (logged(tmp_path / x, "lr") for x in ("whole", "longer"))
+    assert {i: second[i] for i in (5, 6, 7)} == {i: first[i] for i in (5, 6, 7)}
+    assert (
+        "train.max_iter 5 -> 8. 20 images are seen, 62.5 % of the training; 3 steps" in caplog.text
+    )
+    assert "goes on at 0.001 instead of 0.0001." in caplog.text
+    # each iteration once, and each evaluation
+    iterations = [x["iteration"] for x in rows(tmp_path / "longer")]
+    assert iterations == sorted(set(iterations))
+    evaluated = {x["iteration"]: x["bbox/AP"] for x in rows(tmp_path / "longer") if "bbox/AP" in x}
+    assert evaluated == {1: 12, 3: 14, 4: 15, 5: 16, 8: 18}
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["", "killed before the last file"])
+def test_a_training_that_is_done_is_evaluated_once_more(run, tmp_path, caplog, missing):
+    caplog.set_level("INFO", logger="dab_detr")
+    settings = ["train.max_iter=3", "train.checkpointer.period=1"]
+    run(tmp_path, *settings)
+    before = rows(tmp_path), (tmp_path / "model_final.pth").read_bytes()
+    if missing:
+        (tmp_path / "model_final.pth").unlink()
+        (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    for _ in range(2):
+        assert run(tmp_path, *settings, resume=True) == [3]
+        assert "All 3 steps of this training are done" in caplog.text
+        assert rows(tmp_path) == before[0]
+        assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+        final = torch.load(tmp_path / "model_final.pth")
+        assert final["iteration"] == 2 and final.keys() == torch.load(io.BytesIO(before[1])).keys()
+
+
+def test_a_shorter_training_is_refused_and_nothing_is_lost(run, tmp_path):
+    run(tmp_path, "train.max_iter=5")
+    files = {x: x.read_bytes() for x in tmp_path.glob("*") if x.suffix in (".pth", ".json")}
+    with pytest.raises(InputError, match="train.max_iter=3 asks for 3 steps"):
+        run(tmp_path, "train.max_iter=3", resume=True)
+    assert {x: x.read_bytes() for x in tmp_path.glob("*") if x.suffix in (".pth", ".json")} == files
+
+
+def test_a_checkpoint_without_its_settings_is_gone_on_with(run, tmp_path):
+    """As an earlier version wrote them."""
+    run(tmp_path, "train.max_iter=4", "train.log_period=1")
+    path = tmp_path / "model_final.pth"
+    checkpoint = torch.load(path)
+    del checkpoint["course"]
+    for name in ("means", "logged"):
+        del checkpoint["trainer"][name]
+    for name in ("total_loss", "grad_norm"):
+        history = checkpoint["trainer"]["hooks"]["History"]
+        history[name] = (True, history[name][1])
+    torch.save(checkpoint, path)
+    run(tmp_path, "train.max_iter=6", "train.log_period=1", resume=True)
+    assert sorted(logged(tmp_path, "total_loss")) == list(range(6))

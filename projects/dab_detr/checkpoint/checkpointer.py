@@ -23,6 +23,7 @@ from dab_detr.files import UNFINISHED, write_whole
 
 # the best weights so far, which are no place to go on from
 BEST_FILE = "model_best.pth"
+FINAL_FILE = "model_final.pth"
 # how a training names the checkpoints of its steps; whatever else lies there belongs to the user
 _NUMBERED = re.compile(r"model_(\d{7})\.pth")
 _OWN_NAME = re.compile(r"model_(\d{7}|final)\.pth")

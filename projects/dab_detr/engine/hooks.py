@@ -125,6 +125,8 @@ class Evaluation(EvalHook):
     Args:
         period: in steps.
         evaluate: is given the number of steps that were taken; returns results by task.
+        is_due: whether the steps that a resumed training has are a moment for an evaluation,
+            although no multiple of the period.
         results_file: where ``evaluate`` leaves its results and their step.
         interruption: a signal ends an evaluation at once.
         keep_best: is called on the main worker with the name of the task, e.g. "bbox", whose AP is
@@ -137,6 +139,7 @@ class Evaluation(EvalHook):
         period: int,
         evaluate: Callable[[int], dict],
         *,
+        is_due: Callable[[int], bool],
         results_file: Path,
         interruption: Interruption,
         keep_best: Callable[[str], None],
@@ -144,6 +147,7 @@ class Evaluation(EvalHook):
     ):
         super().__init__(period, self._evaluate)
         self._run = evaluate
+        self._is_due = is_due
         self._results_file = results_file
         self._interruption = interruption
         self._keep_best = keep_best
@@ -157,7 +161,7 @@ class Evaluation(EvalHook):
             return
         results = comm.all_gather(read_results(self._results_file, step))[0]
         if results is None:
-            if step % self._period:
+            if step % self._period and not self._is_due(step):
                 return
             results = self._evaluate_at(step)
         else:

@@ -41,9 +41,9 @@ def build(cfg: DictConfig, section: str) -> Any:
 
 
 def build_train_loader(
-    cfg: DictConfig, records: list[dict], seed: int, start_iter: int
+    cfg: DictConfig, records: list[dict], seed: int, samples: int
 ) -> Iterable[list[dict]]:
-    """Batches from step ``start_iter`` on, the same whether or not the training was stopped there.
+    """Batches after so many samples, the same whether or not the training was stopped there.
 
     The config's dataset, mapper and sampler are put into a :class:`SampleStream`; the rest of
     ``dataloader.train`` is built as it stands.
@@ -51,7 +51,7 @@ def build_train_loader(
     node = cfg.dataloader.train
     if "mapper" not in node:
         raise InputError("The config's dataloader.train has no mapper.")
-    if start_iter and node.get("aspect_ratio_grouping"):
+    if samples and node.get("aspect_ratio_grouping"):
         logger.warning(
             "With dataloader.train.aspect_ratio_grouping=True a resumed training sees the images "
             "in another order than one that was not stopped."
@@ -61,7 +61,8 @@ def build_train_loader(
     with seeded(seed):
         sampler = build(cfg, "dataloader.train.sampler") if node.get("sampler") else None
     sampler = sampler or TrainingSampler(len(records), seed=seed)
-    samples = start_iter * node.total_batch_size // comm.get_world_size()
+    # of this worker; the number of all need not be a multiple of the number of workers
+    passed = -((comm.get_rank() - samples) // comm.get_world_size())
     node.dataset = SampleStream(
         node.dataset,
         build(cfg, "dataloader.train.mapper"),
@@ -69,6 +70,6 @@ def build_train_loader(
         max_unreadable=cfg.train.max_unreadable_images,
     )
     node.mapper = None
-    node.sampler = PositionSampler(sampler, samples)
+    node.sampler = PositionSampler(sampler, passed)
     node.total_batch_size //= cfg.train.accumulate
     return build(cfg, "dataloader.train")

@@ -181,10 +181,10 @@ class Trainer(SimpleTrainer):
         if saved != mine:
             raise ValueError(f"it was made with {saved}, the config has {mine}")
         if "logged" not in state_dict:
-            # of an earlier version, which logged single steps at each step
+            # of an earlier version, whose recent metrics are those of single steps
             hooks = {k: v for k, v in state_dict.get("hooks", {}).items() if k != "History"}
-            iteration = state_dict["iteration"]
-            state_dict = {**state_dict, "hooks": hooks, "logged": (iteration - 1, iteration)}
+            logged = (state_dict["iteration"],) * 2
+            state_dict = {**state_dict, "hooks": hooks, "logged": logged}
         super().load_state_dict(state_dict)
         self.means.load_state_dict(state_dict.get("means", {"sums": []}))
         self.logged = tuple(state_dict["logged"])

@@ -1,7 +1,6 @@
 """A whole training: everything that a config describes, put together on Detectron2's hooks."""
 
 import logging
-import math
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from detectron2.config import instantiate
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig
 from torch import nn
 
@@ -16,6 +16,7 @@ from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.checkpoint.writing import write_state
 from dab_detr.compiling import compile_for_training
 from dab_detr.data.stream import UnreadableImages
+from dab_detr.engine.course import Course, Settings
 from dab_detr.engine.datasets import (
     check_classes,
     check_test_records,
@@ -38,6 +39,7 @@ from dab_detr.engine.nonfinite import NonFiniteSteps
 from dab_detr.engine.output_folder import METRICS_FILE, OutputFolder
 from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.progress import ProgressPrinter
+from dab_detr.engine.resuming import find_checkpoints, resume_training
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
 from dab_detr.errors import InputError
@@ -93,9 +95,8 @@ def train(
     check_classes(cfg, model, ("train", "test"))
     records = prepare_training_records(cfg, records)
     check_test_records(cfg)
-    batch_size = cfg.dataloader.train.total_batch_size
-    epoch = max(1, len(records) // batch_size)
-    max_iter = cfg.train.max_iter or max(1, round(cfg.train.epochs * epoch))
+    course = _course(cfg, records)
+    epoch = course.settings.epoch
 
     checkpointer = Checkpointer(
         model,
@@ -104,7 +105,7 @@ def train(
         max_to_keep=cfg.train.checkpointer.max_to_keep,
         class_names=class_names(cfg, "train", model),
     )
-    found = _find_checkpoints(checkpointer) if resume else []
+    found = find_checkpoints(checkpointer) if resume else []
     if not found:
         # before DDP hands the first process's weights to all: each may draw a class head of its own
         checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
@@ -128,6 +129,7 @@ def train(
         interruption=interruption,
     )
     checkpointer.add_checkpointable("trainer", trainer)
+    checkpointer.add_checkpointable("course", course)
     periodic = hooks.PeriodicCheckpointer(checkpointer, cfg.train.checkpointer.period or epoch)
     stop = StopOnSignal(checkpointer)
     results: dict = {}
@@ -152,12 +154,13 @@ def train(
             hooks.IterationTimer(warmup_iter=1),
             BackboneLearningRate(optimizer, model.backbone),
             # given the bare schedule, the hook finds the place in it when the training starts
-            hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
+            hooks.LRScheduler(scheduler=course),
             average,
             periodic if comm.is_main_process() else None,
             Evaluation(
                 cfg.train.eval_period or epoch,
                 evaluate_now,
+                is_due=lambda step: step == course.former_max_iter,
                 results_file=folder / RESULTS_FILE,
                 interruption=interruption,
                 keep_best=keep_best,
@@ -165,28 +168,48 @@ def train(
             ),
         ]
     )
-    start_iter = _resume(checkpointer, found, trainer) if found else 0
+    start_iter = resume_training(checkpointer, found, trainer, course) if found else 0
     # all have read what they begin with, and it may be one of the files that go
     require_equal_weights(model, start_iter)
     if not found and comm.is_main_process():
         (output or OutputFolder(folder)).set_aside()
-    loader = build_train_loader(cfg, records, seed, start_iter)
+    loader = build_train_loader(cfg, records, seed, course.samples(start_iter))
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():
         writers = [
-            ProgressPrinter(max_iter, batch_size),
+            ProgressPrinter(course.max_iter, course.settings.batch_size),
             MetricsWriter(folder / METRICS_FILE),
             TensorBoardWriter(folder),
             *(instantiate(writer) for writer in cfg.train.writers),
         ]
         trainer.register_hooks([Writers(writers, period=cfg.train.log_period)])
     trainer.register_hooks([stop])
-    logger.info(
-        f"Training for {max_iter} steps of {batch_size} images "
-        f"({max_iter * batch_size / len(records):.1f} epochs of {len(records)} images)."
-    )
-    trainer.train(start_iter, max_iter)
+    if start_iter < course.max_iter:
+        steps = course.max_iter - start_iter
+        images = course.samples(course.max_iter) - course.samples(start_iter)
+        logger.info(
+            f"Training for {steps} steps of {course.settings.batch_size} images "
+            f"({images / len(records):.1f} epochs of {len(records)} images)."
+        )
+    trainer.train(start_iter, course.max_iter)
     return results
+
+
+def _course(cfg: DictConfig, records: list[dict]) -> Course:
+    schedule = build(cfg, "lr_multiplier")
+    if not isinstance(schedule, ParamScheduler):
+        raise InputError(
+            f"The config's lr_multiplier is a {type(schedule).__name__}; a ParamScheduler of "
+            "fvcore is needed, such as MultiStepParamScheduler."
+        )
+    settings = Settings.of(
+        records,
+        schedule,
+        batch_size=cfg.dataloader.train.total_batch_size,
+        max_iter=cfg.train.max_iter,
+        epochs=cfg.train.epochs,
+    )
+    return Course(settings, schedule)
 
 
 def _scale_learning_rate(cfg: DictConfig) -> None:
@@ -216,51 +239,3 @@ def _show_predictions(cfg: DictConfig, model: nn.Module, storage: EventStorage) 
     )
     for name, image in drawn:
         storage.put_image(f"validation/{name}", image.transpose(2, 0, 1))
-
-
-def _find_checkpoints(checkpointer: Checkpointer) -> list[str]:
-    """The checkpoints to go on from, see :meth:`Checkpointer.checkpoints`."""
-    folder = checkpointer.save_dir
-    found = checkpointer.checkpoints()
-    if len(set(comm.all_gather(bool(found)))) > 1:
-        raise InputError(
-            f"Only some machines see a checkpoint in {folder}; to resume, all have to see the same "
-            "folder."
-        )
-    if not found:
-        logger.info(f"{folder} holds no checkpoint: starting from the beginning.")
-    return found
-
-
-def _resume(checkpointer: Checkpointer, paths: list[str], trainer: Trainer) -> int:
-    """Load the last of the checkpoints; returns the step to begin with.
-
-    What the checkpoint decides, and the config now says differently, is told.
-    """
-    checkpointer.complete = True
-    optimizer = trainer.optimizer
-    names = ("lr", "weight_decay")
-    wanted = [{name: group.get(name) for name in names} for group in optimizer.param_groups]
-    try:
-        path = checkpointer.resume(paths)
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"The checkpoint in {checkpointer.save_dir} is of another optimizer ({error}): "
-            "resume with the config it was made with, or start anew in another train.output_dir."
-        ) from error
-    logger.info(f"Resuming after step {trainer.iter + 1}.")
-    for group, values in zip(optimizer.param_groups, wanted):
-        found = {**group, "lr": group.get("initial_lr", group["lr"])}
-        different = [
-            name
-            for name in names
-            if values[name] is not None and not math.isclose(values[name], found[name])
-        ]
-        if different:
-            name = different[0]
-            logger.warning(
-                f"The config's {name} {values[name]:.3g} is not used: resumed from {path}, the "
-                f"training keeps its {found[name]:.3g}."
-            )
-            break
-    return trainer.iter + 1

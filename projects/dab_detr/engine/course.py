@@ -1,0 +1,191 @@
+"""How long a training is and where in it a step lies, also when a resume has changed its settings.
+
+Progress is counted in images seen. Steps are only ever counted upwards: those after a resume with
+other settings follow those before it, and it is their number that changes.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fvcore.common.param_scheduler import ParamScheduler
+
+from dab_detr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the length, the order of the data and the learning rates.
+
+    Args:
+        batch_size: images a step, over all workers.
+        max_iter: the length in steps; None: by epochs.
+        epochs: the length in passes over the data, where max_iter is None.
+        num_images: for training. images: a digest of their names.
+        multipliers: of the learning rate, at 0, 1, ... 100 % of the training.
+    """
+
+    batch_size: int
+    max_iter: int | None
+    epochs: float | None
+    num_images: int
+    images: str
+    multipliers: list[float]
+
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[dict],
+        schedule: ParamScheduler,
+        *,
+        batch_size: int,
+        max_iter: int | None,
+        epochs: float | None,
+    ) -> "Settings":
+        """Settings for records (Detectron2's dicts) and a schedule over 0..1."""
+        # without their folder: data that have moved are the same data
+        names = "\n".join(Path(str(record.get("file_name", ""))).name for record in records)
+        return cls(
+            batch_size=batch_size,
+            max_iter=max_iter or None,
+            epochs=None if max_iter else epochs,
+            num_images=len(records),
+            images=hashlib.sha256(names.encode()).hexdigest(),
+            multipliers=[float(schedule(percent / 100)) for percent in range(101)],
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Steps in a pass over the data, at least 1."""
+        return max(1, self.num_images // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Of a training that has these settings from its beginning."""
+        return self.max_iter or max(1, round(self.epochs * self.epoch))
+
+    def same_length(self, other: "Settings") -> bool:
+        """Whether the length is the same but for the batch size."""
+        same_data = self.max_iter or self.num_images == other.num_images
+        return bool(same_data) and (self.max_iter, self.epochs) == (other.max_iter, other.epochs)
+
+    def changes(self, before: "Settings") -> list[str]:
+        """Each key that differs, with both values."""
+        found = [
+            f"{key} {old} -> {new}"
+            for key, old, new in (
+                ("dataloader.train.total_batch_size", before.batch_size, self.batch_size),
+                ("train.max_iter", before.max_iter, self.max_iter),
+                ("train.epochs", before.epochs, self.epochs),
+                ("images of dataloader.train", before.num_images, self.num_images),
+            )
+            if old != new
+        ]
+        if self.num_images == before.num_images and self.images != before.images:
+            found.append("other images of dataloader.train")
+        if self.multipliers != before.multipliers:
+            found.append("another lr_multiplier")
+        return found
+
+
+class Course(ParamScheduler):
+    """Of a training: steps, images and schedule. A checkpointable, and the schedule to train by.
+
+    Args:
+        settings: of the config.
+        schedule: of the learning rate, over 0..1.
+
+    Attributes:
+        max_iter: the number of steps at the end.
+        former_max_iter: the same before the resume; None if nothing was resumed.
+    """
+
+    def __init__(self, settings: Settings, schedule: ParamScheduler):
+        self.settings = settings
+        self.max_iter = settings.steps
+        self.former_max_iter: int | None = None
+        self._schedule = schedule
+        # where these settings took over: steps, images, share of the training
+        self._start = (0, 0, 0.0)
+        self._saved: dict | None = None
+
+    def samples(self, step: int) -> int:
+        """The images seen after so many steps."""
+        steps, samples, _ = self._start
+        return samples + (step - steps) * self.settings.batch_size
+
+    def share(self, step: int) -> float:
+        """What is done of the training after so many steps, in 0..1."""
+        steps, _, share = self._start
+        left = self.max_iter - steps
+        return min(1.0, share + (1.0 - share) * ((step - steps) / left)) if left else 1.0
+
+    def multiplier(self, step: int) -> float:
+        """Of the learning rate of the step that follows so many steps."""
+        return self._schedule(self.share(step))
+
+    def __call__(self, where: float) -> float:
+        """The multiplier for a share of the steps, as Detectron2's ``LRMultiplier`` asks."""
+        return self.multiplier(round(where * self.max_iter))
+
+    def state_dict(self) -> dict:
+        return {
+            "settings": asdict(self.settings),
+            "start": list(self._start),
+            "max_iter": self.max_iter,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes effect in :meth:`go_on`."""
+        self._saved = state
+
+    def go_on(self, step: int) -> list[str]:
+        """Continue a training whose checkpoint has been loaded.
+
+        With another batch size the share that is done stays, and so does what is left: images
+        where the length is given in epochs, steps where it is given in steps. With another length
+        the images that were seen count towards it.
+
+        Args:
+            step: how many were taken.
+
+        Returns:
+            What has changed, e.g. "train.max_iter 10 -> 20".
+
+        Raises:
+            InputError: if the settings ask for less than is done.
+        """
+        if self._saved is None:
+            # of a version that did not note its settings: they have to be the same
+            self._refuse_less(step, step * self.settings.batch_size)
+            return []
+        before = Course(Settings(**self._saved["settings"]), self._schedule)
+        before._start, before.max_iter = tuple(self._saved["start"]), self._saved["max_iter"]
+        self.former_max_iter = before.max_iter
+        done, new = before.samples(step), self.settings
+        batch = new.batch_size
+        left = before.max_iter - step
+        if new.same_length(before.settings) and (batch == before.settings.batch_size or left <= 0):
+            self._start, self.max_iter = before._start, before.max_iter
+        elif new.same_length(before.settings):
+            if new.max_iter is None:
+                left = -((done - before.samples(before.max_iter)) // batch)
+            self._start, self.max_iter = (step, done, before.share(step)), step + left
+        else:
+            self._refuse_less(step, done)
+            if done != step * batch:
+                self._start = (step, done, done / (new.steps * batch))
+                self.max_iter = step - (done - new.steps * batch) // batch
+        return new.changes(before.settings)
+
+    def _refuse_less(self, step: int, done: int) -> None:
+        new = self.settings
+        if done <= new.steps * new.batch_size:
+            return
+        key = "train.epochs" if new.max_iter is None else "train.max_iter"
+        raise InputError(
+            f"{key}={new.max_iter or new.epochs} asks for {new.steps} steps of {new.batch_size} "
+            f"images, but {step} steps with {done} images are done already: raise {key} to go on, "
+            "or evaluate what there is with --eval-only train.init_checkpoint=FILE."
+        )
