@@ -4,6 +4,7 @@
 import argparse
 import sys
 
+from dab_detr.checkpoint.average import average_of
 from dab_detr.checkpoint.classes import (
     CLASS_WEIGHT,
     COCO_NAMES,
@@ -45,6 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--key-temperature", type=float, default=20, help="for hf's config.json (default 20)"
     )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="the averaged weights that a training's checkpoint holds, instead of its last ones",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     args = parser.parse_args(arguments)
     if args.num_classes is not None and args.num_classes < 1:
@@ -52,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         refuse_existing(args.output, args.force)
         checkpoint = read_checkpoint(args.input)
+        if args.ema:
+            checkpoint["model"] = average_of(checkpoint, args.input)
         description = description_of(checkpoint, args.input)
         conversion = to_dab_detr(checkpoint["model"], description)
         if args.coco_classes and conversion.class_names is None:

@@ -267,3 +267,42 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(config, tmp_path, mo
     assert steps == [2, 4]
     lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [x["iteration"] for x in lines if "bbox/AP" in x] == [1, 4]
+
+
+def test_an_evaluation_alone_evaluates_the_average_too(in_process, load_tool, tmp_path):
+    """Of a training's checkpoint; the same file gives it up to the converter."""
+    folder, again = tmp_path / "training", tmp_path / "again"
+    average = tmp_path / "average.pth"
+    common = ["--config-file", CONFIG]
+    settings = ["train.ema.enabled=True", "train.max_iter=4", "optimizer.lr=0.05"]
+    assert in_process(*common, f"train.output_dir={folder}", *settings) == 0
+    convert = load_tool("convert_checkpoint").main
+    assert convert([str(folder / "model_final.pth"), str(average), "--ema"]) == 0
+
+    def scores(folder, task):
+        content = json.loads((folder / task / "coco_instances_results.json").read_text())
+        return [detection["score"] for detection in content]
+
+    def evaluate(file, *overrides):
+        arguments = [f"train.init_checkpoint={file}", f"train.output_dir={again}", *overrides]
+        assert in_process(*common, "--eval-only", *arguments) == 0
+        return json.loads((again / "evaluation.json").read_text())["results"]
+
+    raw, mean = (scores(folder, task) for task in ("inference", "inference_ema"))
+    assert raw != mean
+    results = evaluate(folder / "model_final.pth", "train.ema.enabled=True")
+    assert results == json.loads((folder / "evaluation.json").read_text())["results"]
+    assert scores(again, "inference") == raw and scores(again, "inference_ema") == mean
+    assert evaluate(average).keys() == {"bbox"}
+    assert scores(again, "inference") == mean
+    # a file without one is evaluated as it is
+    assert evaluate(average, "train.ema.enabled=True").keys() == {"bbox"}
+    assert f"{average} holds no averaged weights" in (again / "log.txt").read_text()
+
+
+def test_what_has_no_average_is_not_converted_as_one(load_tool, tmp_path, capsys):
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "in.pth")
+    arguments = [str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--ema"]
+    assert load_tool("convert_checkpoint").main(arguments) == 1
+    assert "in.pth holds no averaged weights" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()

@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
+from dab_detr.checkpoint.average import average_of
 from dab_detr.checkpoint.classes import CLASS_WEIGHT, fit_classes
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.description import KEY, describe, description_of, is_dilated
@@ -43,11 +44,13 @@ class Checkpointer(DetectionCheckpointer):
             :func:`~dab_detr.checkpoint.classes.fit_classes`.
         class_names: of the model's classes, to be written into the files, and to take the rows of
             the class head from a file by name; None: not known.
+        averaged: the average that a training's checkpoint holds is loaded instead of its weights.
         max_to_keep: so many checkpoints of steps stay in the folder, counted over all resumes; None
             keeps all. Only what the training itself has written is ever removed.
 
     Raises:
-        InputError: on loading, if the file is missing, cannot be read or does not fit.
+        InputError: on loading, if the file is missing, cannot be read or does not fit;
+            :class:`NoAverage`, if there is none.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class Checkpointer(DetectionCheckpointer):
         *,
         complete: bool,
         class_names: Sequence[str] | None = None,
+        averaged: bool = False,
         max_to_keep: int | None = None,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
         self.class_names = class_names
+        self._averaged = averaged
         self.max_to_keep = max_to_keep
         self._written: set[int] = set()
         self.logger = logging.getLogger(__name__)
@@ -202,6 +207,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
+        if self._averaged:
+            checkpoint["model"] = average_of(checkpoint, filename)
         state = checkpoint["model"]
         description = description_of(checkpoint, filename)
         if description is not None and not all(name.startswith("backbone.") for name in state):

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dab_detr.allocator import keep_freed_memory
-from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
+from dab_detr.checkpoint.checkpointer import BEST_FILE
 from dab_detr.config import config_file
 from dab_detr.engine.arguments import add_own_data, checked_arguments, config_of
 from dab_detr.engine.checks import check, device_of
@@ -40,6 +40,7 @@ from dab_detr.engine.processes import (
     signals_for_children,
 )
 from dab_detr.engine.training import train
+from dab_detr.engine.weights import load_to_evaluate
 from dab_detr.errors import InputError
 from dab_detr.files import cannot_be_written
 from dab_detr.inference.copy import inference_copy
@@ -160,10 +161,9 @@ def _run(args: argparse.Namespace, cfg: DictConfig, output: OutputFolder) -> Non
     if args.eval_only:
         check_classes(cfg, model, ("test",))
         check_test_records(cfg)
-        names = class_names(cfg, "test", model)
-        Checkpointer(model, complete=True, class_names=names).load(cfg.train.init_checkpoint)
+        averaged = load_to_evaluate(cfg, model, class_names(cfg, "test", model))
         require_equal_weights(model)
-        results = evaluate(cfg, model)
+        results = evaluate(cfg, model, averaged=averaged)
     else:
         with Interruption() as interruption:
             results = train(
