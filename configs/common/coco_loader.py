@@ -50,8 +50,11 @@ dataloader = dict(
         batch_size=1,
         num_workers=4,
     ),
+    # each of several test sets is evaluated by itself, under its own name
     evaluator=L(BoxEvaluator)(
         dataset_name="${..test.dataset.names}",
         output_dir="${train.output_dir}/inference",
+        # or pycocotools, or faster-coco-eval: the same numbers
+        backend="auto",
     ),
 )

@@ -13,7 +13,8 @@ from dab_detr.engine.datasets import use_checked_data, use_own_data
 
 _EPILOG = """\
 Train:      train_net.py --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
-Own data:   the same with --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json
+Own data:   the same with --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json;
+            without --val-data nothing is evaluated
 Continue:   the same with --resume
 Evaluate:   the same with --eval-only train.init_checkpoint=FILE
 Override:   any key of the config as key=value, e.g. train.max_iter=1000 model.num_patterns=3
@@ -82,8 +83,6 @@ def checked_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, HOST being "
             "machine 0."
         )
-    if args.train_data and not args.val_data:
-        parser.error("--train-data needs --val-data, which has the same classes.")
     if args.val_data and not (args.train_data or args.eval_only):
         parser.error("--val-data needs --train-data to train on.")
     return args
@@ -105,9 +104,17 @@ def config_of(args: argparse.Namespace) -> DictConfig:
 def add_own_data(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Register the data of the command line, and make the config train and evaluate on them.
 
-    The data sets that the config names will be read by this project's code.
+    The data sets that the config names will be read by this project's code. Without data to
+    evaluate on there is no evaluator either.
     """
     if args.train_data or args.val_data:
         chosen = any(option.startswith("model.num_classes=") for option in args.opts)
         use_own_data(cfg, args.train_data, args.val_data, set_classes=not chosen)
+        named = any(option.startswith("dataloader.test.dataset.names=") for option in args.opts)
+        if args.train_data and not (args.val_data or named):
+            # the config's own are of other classes
+            cfg.dataloader.test = None
+    if "dataloader" in cfg and cfg.dataloader.get("test") is None:
+        # it refers to the test data
+        cfg.dataloader.evaluator = None
     use_checked_data(cfg)

@@ -4,14 +4,15 @@ import argparse
 import os
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
-from dab_detr.engine.coco_evaluator import find_cocoeval
 from dab_detr.engine.datasets import check_datasets
 from dab_detr.engine.processes import launched_processes
 from dab_detr.engine.ranges import check_ranges
+from dab_detr.engine.test_sets import evaluated_sets
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
 
@@ -42,6 +43,11 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
     for section in ("model", "dataloader", "train", "optimizer", "lr_multiplier"):
         if section not in cfg:
             raise InputError(f"The config {args.config_file} has no section {section!r}.")
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The config {args.config_file} refers to nothing: {reason}.") from error
     _check_kinds(cfg)
     check_ranges(cfg)
     device = device_of(cfg)
@@ -54,12 +60,11 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
         raise InputError(
             f"train.amp.dtype is {cfg.train.amp.dtype!r}; choose one of {', '.join(AMP_DTYPES)}."
         )
-    backend = cfg.dataloader.evaluator.get("backend")
-    if backend is not None:
-        try:
-            find_cocoeval(backend)
-        except ValueError as error:
-            raise InputError(f"dataloader.evaluator.backend: {error}") from error
+    if args.eval_only and not evaluated_sets(cfg):
+        raise InputError(
+            "--eval-only needs data to evaluate on, and the config's dataloader has no test or no "
+            "evaluator."
+        )
     if not args.eval_only:
         launched = launched_processes(args)
         _check_length(cfg, launched if launched > 1 else args.num_gpus * args.num_machines)

@@ -39,6 +39,8 @@ def use_own_data(
     Raises:
         InputError: if a folder or file is missing or wrong.
     """
+    if val is not None and cfg.dataloader.get("test") is None:
+        raise InputError("--val-data needs a dataloader.test in the config, which has none.")
     for name, given in ((OWN_TRAIN, train), (OWN_VAL, val)):
         if given is None:
             continue
@@ -57,13 +59,22 @@ def use_own_data(
         cfg.dataloader.train.dataset.names = OWN_TRAIN
     if val is not None:
         cfg.dataloader.test.dataset.names = OWN_VAL
-        if "dataset_name" in cfg.dataloader.evaluator:
-            cfg.dataloader.evaluator.dataset_name = OWN_VAL
 
 
 def dataset_names(cfg: DictConfig, part: str) -> list[str]:
-    """The names in ``dataloader.<part>.dataset``: one or a list of them."""
-    names = cfg.dataloader[part].dataset.names
+    """The names in ``dataloader.<part>.dataset``: one or a list of them, none without that part.
+
+    Raises:
+        InputError: if the section names no data sets.
+    """
+    if cfg.dataloader.get(part) is None:
+        return []
+    names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names")
+    if not names:
+        raise InputError(
+            f"dataloader.{part}.dataset has no names; Detectron2's get_detection_dataset_dicts("
+            "names=...) takes those of registered data sets."
+        )
     return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
 
 

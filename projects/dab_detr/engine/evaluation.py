@@ -1,25 +1,31 @@
 """Evaluation with Detectron2's evaluators, and its results as a file and a table."""
 
 import contextlib
-import copy
 import json
+import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import instantiate
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
 from dab_detr.data.images import UnreadableImage
+from dab_detr.engine.test_sets import build_evaluators, build_loader, evaluated_sets, label
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 from dab_detr.inference.copy import inference_copy
 
 RESULTS_FILE = "evaluation.json"
+_AVERAGED = "_ema"
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -37,23 +43,46 @@ def evaluate(
         averaged: the same model with averaged weights; its tasks end in "_ema".
 
     Returns:
-        Metrics by task, e.g. ``{"bbox": {"AP": 42.2, ...}}``, in per cent; empty on workers other
-        than the first.
+        Metrics by task, e.g. ``{"bbox": {"AP": 42.2, ...}}``, in per cent; of several data sets
+        ``{"bbox/FIRST": {...}, "bbox/SECOND": {...}}``. Empty on workers other than the first.
 
     Raises:
         InputError: if an image cannot be read: leaving it out would change the result.
     """
-    results = dict(_run(cfg, model))
-    if averaged is not None:
-        cfg = copy.deepcopy(cfg)
-        if "output_dir" in cfg.dataloader.evaluator:
-            cfg.dataloader.evaluator.output_dir += "_ema"
-        results |= {f"{task}_ema": metrics for task, metrics in _run(cfg, averaged).items()}
+    results = {}
+    for weights, suffix in ((model, ""), (averaged, _AVERAGED)):
+        for name in evaluated_sets(cfg) if weights is not None else ():
+            evaluators = build_evaluators(cfg, name, suffix=suffix)
+            found = _run(weights, build_loader(cfg, name), evaluators)
+            results |= {f"{task}{suffix}{label(cfg, name)}": x for task, x in found.items()}
     if comm.is_main_process():
         content = json.dumps({"step": step, "results": _without_nan(results)}, indent=2) + "\n"
         path = Path(cfg.train.output_dir) / RESULTS_FILE
         write_whole(path, lambda file: file.write(content.encode()))
     return results
+
+
+def mean_precision(results: dict[str, Any]) -> dict[str, float]:
+    """The AP by which weights are compared: the mean of all data sets that have one.
+
+    Args:
+        results: of :func:`evaluate`.
+
+    Returns:
+        By task, without the names of data sets: of the raw and of the averaged weights the first
+        task that has an AP, e.g. ``{"bbox": 42.2, "bbox_ema": 42.9}``.
+    """
+    found: dict[str, list[float]] = {}
+    for key, metrics in results.items():
+        if isinstance(metrics, Mapping) and "AP" in metrics:
+            found.setdefault(key.partition("/")[0], []).append(metrics["AP"])
+    means = {}
+    for suffix in ("", _AVERAGED):
+        tasks = [task for task in found if task.endswith(_AVERAGED) == bool(suffix)]
+        for task in tasks[:1]:
+            values = [value for value in found[task] if not math.isnan(value)]
+            means[task] = float(np.mean(values)) if values else math.nan
+    return means
 
 
 def read_results(path: Path, step: int) -> dict[str, Any] | None:
@@ -65,11 +94,10 @@ def read_results(path: Path, step: int) -> dict[str, Any] | None:
     return None
 
 
-def _run(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    loader = instantiate(cfg.dataloader.test)
-    evaluator = instantiate(cfg.dataloader.evaluator)
+def _run(model: nn.Module, loader: Any, evaluators: list[DatasetEvaluator]) -> dict[str, Any]:
+    combined = _Together(evaluators)
     try:
-        results = inference_on_dataset(inference_copy(model), loader, evaluator)
+        results = inference_on_dataset(inference_copy(model), loader, combined)
     except UnreadableImage as error:
         # one that comes from a data worker holds its traceback, and ends in what was said
         *_, reason = str(error).splitlines()
@@ -79,15 +107,55 @@ def _run(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         ) from error
     if comm.is_main_process():
         print_csv_format(results)
-    # evaluators return nothing where there was nothing to evaluate
-    return results or {}
+    return results
+
+
+class _Together(DatasetEvaluator):
+    """Several evaluators at once. Of equal tasks the second gets the name "<task>_2", and so on."""
+
+    def __init__(self, evaluators: list[DatasetEvaluator]):
+        self._evaluators = evaluators
+
+    def reset(self) -> None:
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        for evaluator in self._evaluators:
+            # evaluators return nothing where there was nothing to evaluate, nor on other workers
+            for task, metrics in (evaluator.evaluate() or {}).items():
+                number = 1
+                while (name := task if number == 1 else f"{task}_{number}") in results:
+                    number += 1
+                numbers = _numbers(name, metrics)
+                if numbers is not None:
+                    results[name] = numbers
+        return results if comm.is_main_process() else {}
+
+
+def _numbers(name: str, metrics: Any) -> Any:
+    """An evaluator's metrics as plain numbers, for files and curves; None if there are none."""
+    if isinstance(metrics, Mapping):
+        found = {key: _numbers(f"{name}/{key}", value) for key, value in metrics.items()}
+        return {key: value for key, value in found.items() if value is not None} or None
+    try:
+        return float(metrics)
+    except (TypeError, ValueError):
+        logger.warning(f"The evaluation's {name} is no number and is left out.")
+        return None
 
 
 def format_results(results: dict[str, Any]) -> str:
     """The first six numbers of every task (for boxes AP .. APl) as a table."""
     tables = []
     for task, metrics in results.items():
-        head = list(metrics.items())[:6]
+        flat = flatten_results_dict(metrics) if isinstance(metrics, Mapping) else {"": metrics}
+        head = list(flat.items())[:6]
         tables.append(
             tabulate(
                 [[task, *(f"{value:.2f}" for _, value in head)]],

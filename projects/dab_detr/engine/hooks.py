@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dab_detr.checkpoint import Checkpointer
-from dab_detr.engine.evaluation import read_results
+from dab_detr.engine.evaluation import mean_precision, read_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
 
 
@@ -129,8 +129,8 @@ class Evaluation(EvalHook):
             although no multiple of the period.
         results_file: where ``evaluate`` leaves its results and their step.
         interruption: a signal ends an evaluation at once.
-        keep_best: is called on the main worker with the name of the task, e.g. "bbox", whose AP is
-            higher than ever.
+        keep_best: is called on the main worker with the name of the task, e.g. "bbox", whose AP,
+            the mean of all data sets, is higher than ever.
         save: writes a checkpoint; is called when an evaluation after a step is ended.
     """
 
@@ -197,8 +197,7 @@ class Evaluation(EvalHook):
         return results
 
     def _compare(self, results: dict) -> None:
-        for task, metrics in results.items():
-            precision = metrics.get("AP", math.nan)
+        for task, precision in mean_precision(results).items():
             # comparisons with NaN are false
             if precision > self._best:
                 self._best = precision

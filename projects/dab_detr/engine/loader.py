@@ -9,6 +9,7 @@ from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from dab_detr.data.stream import PositionSampler, SampleStream, seeded
 from dab_detr.errors import InputError
@@ -31,9 +32,11 @@ def build(cfg: DictConfig, section: str) -> Any:
         TypeError,
         ValueError,
         AssertionError,
+        AttributeError,
         LookupError,
         OSError,
         ImportError,
+        OmegaConfBaseException,
     ) as error:
         # an exception of a look-up says no more than the key
         reason = " ".join(f"{type(error).__name__}: {error}".split())

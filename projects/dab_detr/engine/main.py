@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -26,7 +25,6 @@ from dab_detr.engine.datasets import (
     check_classes,
     check_test_records,
     class_names,
-    dataset_names,
 )
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
 from dab_detr.engine.interruption import Interruption, TrainingStopped
@@ -38,6 +36,12 @@ from dab_detr.engine.processes import (
     launched_processes,
     require_equal_weights,
     signals_for_children,
+)
+from dab_detr.engine.test_sets import (
+    build_loader,
+    check_evaluation,
+    evaluated_sets,
+    label,
 )
 from dab_detr.engine.training import train
 from dab_detr.engine.weights import load_to_evaluate
@@ -161,6 +165,7 @@ def _run(args: argparse.Namespace, cfg: DictConfig, output: OutputFolder) -> Non
     if args.eval_only:
         check_classes(cfg, model, ("test",))
         check_test_records(cfg)
+        check_evaluation(cfg)
         averaged = load_to_evaluate(cfg, model, class_names(cfg, "test", model))
         require_equal_weights(model)
         results = evaluate(cfg, model, averaged=averaged)
@@ -191,16 +196,17 @@ def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
     folder = Path(cfg.train.output_dir)
     draw_curves(folder / "metrics.json", folder / "training_curve.png")
     pictures = cfg.train.pictures
-    if pictures.count:
+    for data_set in evaluated_sets(cfg) if pictures.count else ():
         draw_predictions(
             inference_copy(model),
-            instantiate(cfg.dataloader.test),
-            dataset_names(cfg, "test")[0],
-            folder / "predictions",
+            build_loader(cfg, data_set),
+            data_set,
+            f"{folder}/predictions{label(cfg, data_set)}",
             count=pictures.count,
             score_threshold=pictures.score_threshold,
         )
-    print(f"\n{format_results(results)}\n\nIn {folder}:")
+    table = f"\n{format_results(results)}\n" if results else ""
+    print(f"{table}\nIn {folder}:")
     for name, what in (
         ("model_final.pth", "weights, optimizer and schedule at the end"),
         (BEST_FILE, "the weights with the best AP"),

@@ -43,8 +43,15 @@ class ProgressPrinter(EventWriter):
         ]
         if terms:
             parts[-1] += f" (last layer: {', '.join(terms)})"
-        if "bbox/AP" in latest:
-            parts.append(f"AP {latest['bbox/AP'][0]:.2f}")
+        precision = {
+            # "bbox/AP", or of several data sets "bbox/NAME/AP"
+            name.removeprefix("bbox").removesuffix("AP").strip("/"): value
+            for name, (value, _) in latest.items()
+            if name.startswith("bbox/") and name.endswith("/AP")
+        }
+        if precision:
+            values = (f"{name} {value:.2f}".strip() for name, value in precision.items())
+            parts.append(f"AP {', '.join(values)}")
         if "lr" in latest:
             parts.append(f"lr {latest['lr'][0]:.3g}")
         times = storage.histories()["time"].values() if "time" in latest else []

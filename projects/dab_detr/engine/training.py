@@ -21,7 +21,6 @@ from dab_detr.engine.datasets import (
     check_classes,
     check_test_records,
     class_names,
-    dataset_names,
     prepare_training_records,
 )
 from dab_detr.engine.evaluation import RESULTS_FILE, evaluate
@@ -40,6 +39,7 @@ from dab_detr.engine.output_folder import METRICS_FILE, OutputFolder
 from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.resuming import find_checkpoints, resume_training
+from dab_detr.engine.test_sets import build_loader, check_evaluation, evaluated_sets, label
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
 from dab_detr.errors import InputError
@@ -68,7 +68,8 @@ def train(
         output: ``train.output_dir`` as it was before this run wrote its config and log there.
 
     Returns:
-        What the evaluation after the last step gives, see :func:`evaluate`.
+        What the evaluation after the last step gives, see :func:`evaluate`; nothing without data
+        to evaluate on.
 
     Raises:
         InputError: for values and data that do not fit.
@@ -95,6 +96,13 @@ def train(
     check_classes(cfg, model, ("train", "test"))
     records = prepare_training_records(cfg, records)
     check_test_records(cfg)
+    check_evaluation(cfg)
+    is_evaluated = bool(evaluated_sets(cfg))
+    if not is_evaluated:
+        logger.warning(
+            "Nothing is evaluated: the config has no validation data. So there will be no best "
+            "weights and no pictures of predictions."
+        )
     course = _course(cfg, records)
     epoch = course.settings.epoch
 
@@ -138,7 +146,8 @@ def train(
         results.clear()
         averaged = average.model if average else None
         results.update(evaluate(cfg, model, step=step, averaged=averaged))
-        _show_predictions(cfg, model, trainer.storage)
+        if comm.is_main_process():
+            _show_predictions(cfg, model, trainer.storage)
         return results
 
     def keep_best(task: str) -> None:
@@ -165,7 +174,9 @@ def train(
                 interruption=interruption,
                 keep_best=keep_best,
                 save=stop.save,
-            ),
+            )
+            if is_evaluated
+            else None,
         ]
     )
     start_iter = resume_training(checkpointer, found, trainer, course) if found else 0
@@ -228,14 +239,16 @@ def _scale_learning_rate(cfg: DictConfig) -> None:
 def _show_predictions(cfg: DictConfig, model: nn.Module, storage: EventStorage) -> None:
     """Hand some pictures of validation images to the writers."""
     pictures = cfg.train.pictures
-    if not pictures.tensorboard or not comm.is_main_process():
+    if not pictures.tensorboard:
         return
-    drawn = predictions(
-        inference_copy(model),
-        instantiate(cfg.dataloader.test),
-        dataset_names(cfg, "test")[0],
-        count=pictures.tensorboard,
-        score_threshold=pictures.score_threshold,
-    )
-    for name, image in drawn:
-        storage.put_image(f"validation/{name}", image.transpose(2, 0, 1))
+    for data_set in evaluated_sets(cfg):
+        drawn = predictions(
+            inference_copy(model),
+            build_loader(cfg, data_set),
+            data_set,
+            count=pictures.tensorboard,
+            score_threshold=pictures.score_threshold,
+        )
+        for name, image in drawn:
+            tag = f"validation{label(cfg, data_set)}/{name}"
+            storage.put_image(tag, image.transpose(2, 0, 1))
