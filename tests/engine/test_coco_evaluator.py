@@ -214,7 +214,7 @@ def renamed(data, new_id, fields=("image_id",)):
 # all of them leave the images in the same order
 IDS = {
     "text": lambda number: f"{number:09}.jpg",
-    "large": lambda number: 2**63 - 2**20 + number,
+    "around the largest of 64 bits": lambda number: 2**63 - 300 + number,
     "beyond 64 bits": lambda number: 2**80 + number,
     "negative": lambda number: number - 10**6,
 }

@@ -1,4 +1,4 @@
-"""Evaluation of several data sets, by several evaluators, by unusual ones, and of nothing at all."""
+"""Evaluation of several data sets, by several evaluators, by unusual ones, and of nothing."""
 
 import json
 import math

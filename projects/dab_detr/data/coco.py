@@ -82,7 +82,7 @@ def coco_records(content: dict[str, list[dict]], folder: str | os.PathLike) -> l
     classes = {number: index for index, number in enumerate(class_names(content))}
     records = {
         image["id"]: {
-            "file_name": os.path.join(folder, image["file_name"]),
+            "file_name": _path(folder, image["file_name"]),
             "image_id": image["id"],
             "height": int(image["height"]),
             "width": int(image["width"]),
@@ -103,6 +103,11 @@ def coco_records(content: dict[str, list[dict]], folder: str | os.PathLike) -> l
             entry["area"] = annotation["area"]
         records[annotation["image_id"]]["annotations"].append(entry)
     return list(records.values())
+
+
+def _path(folder: str | os.PathLike, file_name: str) -> str:
+    # an address stands for itself
+    return file_name if "://" in file_name else os.path.join(folder, file_name)
 
 
 def unused_roots(content: dict[str, list[dict]]) -> list[str]:
