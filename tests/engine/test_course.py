@@ -121,7 +121,7 @@ def test_less_than_is_done_is_refused(settings, words):
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 16}, {"batch_size": 12}, {"max_iter": 16}])
 def test_what_is_done_stays_done(settings):
     after, _ = resumed(course(), 16, **settings)
-    assert after.max_iter == 16 and after.share(16) == 1.0
+    assert after.max_iter == 16 and after.share(16) == 1.0 and after.samples(16) == 128
 
 
 def test_other_data_and_another_schedule_are_told():

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dab_detr.config import get_config
 from dab_detr.engine import training
+from dab_detr.engine.loader import build_train_loader
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.writers import CSVWriter, Writers
@@ -48,7 +49,7 @@ def run(datasets_root, monkeypatch, forget_tiny):
             patch.setattr(training, "evaluate", evaluate)
             if die is not None:
                 # a killed process cleans nothing up
-                if die != ("evaluation", cfg.train.max_iter):
+                if die[0] != "failure" and die != ("evaluation", cfg.train.max_iter):
                     patch.setattr(Trainer, "after_train", lambda trainer: None)
                 _die_at(patch, *die)
             default_setup(cfg, None)
@@ -64,13 +65,15 @@ def run(datasets_root, monkeypatch, forget_tiny):
 
 
 def _die_at(patch, moment, step):
-    place = {"step": (Trainer, "run_step"), "rows": (Writers, "after_step")}.get(moment)
+    in_step = (Trainer, "run_step")
+    places = {"step": in_step, "failure": in_step, "rows": (Writers, "after_step")}
+    place = places.get(moment)
     if place is None:
         return
     original = getattr(*place)
 
     def die(self, *args):
-        iteration = self.iter if moment == "step" else self.trainer.iter
+        iteration = self.iter if place == in_step else self.trainer.iter
         if iteration + 1 == step:
             raise Killed
         original(self, *args)
@@ -119,6 +122,8 @@ def unbroken(tmp_path_factory):
         [("step", 5), ("step", 8), ("step", 11), ("evaluation", 12)],
         [("evaluation", 6), ("rows", 12), ("evaluation", 13)],
         [("rows", 13)],
+        # writers then write what they have
+        [("failure", 6), ("failure", 12)],
     ],
     ids=str,
 )
@@ -194,6 +199,27 @@ def test_the_data_go_on_where_they_were(run, tmp_path, seen, accumulate):
     seen.clear()
     run(tmp_path / "stopped", *settings, resume=True)
     assert seen == {i: expected[i] for i in (3, 4)}
+
+
+def test_the_stream_goes_on_whatever_the_number_of_workers(
+    datasets_root, monkeypatch, forget_tiny, tmp_path
+):
+    """After 15 images, which two workers cannot have seen together."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
+
+    def images(samples, count):
+        forget_tiny()
+        cfg = get_config(CONFIG, [f"train.output_dir={tmp_path}"])
+        records = instantiate(cfg.dataloader.train.dataset)
+        batches = iter(build_train_loader(cfg, records, 0, samples))
+        return [x["file_name"] for _ in range(count) for x in next(batches)]
+
+    stream = images(0, 8)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
+    for rank, first in ((0, 16), (1, 15)):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        assert images(15, 4) == stream[first::2][:8]
 
 
 def logged(folder, name):

@@ -165,13 +165,15 @@ class Course(ParamScheduler):
         self.former_max_iter = before.max_iter
         done, new = before.samples(step), self.settings
         batch = new.batch_size
-        left = before.max_iter - step
-        if new.same_length(before.settings) and (batch == before.settings.batch_size or left <= 0):
-            self._start, self.max_iter = before._start, before.max_iter
-        elif new.same_length(before.settings):
-            if new.max_iter is None:
-                left = -((done - before.samples(before.max_iter)) // batch)
-            self._start, self.max_iter = (step, done, before.share(step)), step + left
+        if new.same_length(before.settings):
+            if batch == before.settings.batch_size:
+                self._start, self.max_iter = before._start, before.max_iter
+            else:
+                left = before.max_iter - step
+                if new.max_iter is None:
+                    left = -((done - before.samples(before.max_iter)) // batch)
+                self._start = (step, done, before.share(step))
+                self.max_iter = step + max(0, left)
         else:
             self._refuse_less(step, done)
             if done != step * batch:

@@ -63,7 +63,7 @@ def resume_training(
     step = trainer.iter + 1
     changes = course.go_on(step)
     logger.info(f"Resuming after step {step}.")
-    if changes:
+    if changes and step < course.max_iter:
         logger.warning(f"{path} was made with other settings: {_effect(changes, course, trainer)}")
     _tell_what_is_kept(optimizer, wanted, path)
     if step >= course.max_iter:
