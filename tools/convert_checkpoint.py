@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 from dab_detr.checkpoint.average import average_of
 from dab_detr.checkpoint.classes import (
@@ -15,6 +16,7 @@ from dab_detr.checkpoint.classes import (
 from dab_detr.checkpoint.conversion import Conversion, from_dab_detr, to_dab_detr
 from dab_detr.checkpoint.description import describe, description_of
 from dab_detr.checkpoint.reading import read_checkpoint
+from dab_detr.checkpoint.settings import settings_of_file
 from dab_detr.checkpoint.writing import refuse_existing, write_hf, write_state
 from dab_detr.errors import InputError
 
@@ -42,9 +44,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="the classes of IN are COCO's, 80 or 91 (raw COCO ids), where IN does not say which "
         "it has",
     )
-    parser.add_argument("--num-heads", type=int, default=8, help="for hf's config.json (default 8)")
     parser.add_argument(
-        "--key-temperature", type=float, default=20, help="for hf's config.json (default 20)"
+        "--num-heads", type=int, help="for hf's config.json, where IN does not say it (default 8)"
+    )
+    parser.add_argument(
+        "--key-temperature",
+        type=float,
+        help="for hf's config.json, where IN does not say it (default 20)",
+    )
+    parser.add_argument(
+        "--dilation",
+        action=argparse.BooleanOptionalAction,
+        help="for hf: whether the backbone is dilated (DC5), where IN does not say it",
     )
     parser.add_argument(
         "--ema",
@@ -66,21 +77,40 @@ def main(arguments: list[str] | None = None) -> int:
             conversion.class_names = _said_to_be_coco(conversion, args.input)
         if args.num_classes is not None:
             _fit_classes(conversion, args.num_classes, args.input)
+        settings = settings_of_file(checkpoint, description)
+        for name in ("num_heads", "key_temperature", "dilation"):
+            if getattr(args, name) is not None:
+                settings[name] = getattr(args, name)
         if args.to == "dab_detr":
-            about = describe(
-                class_names=conversion.class_names, dilation=(description or {}).get("dilation")
-            )
+            about = describe(class_names=conversion.class_names, settings=settings)
             write_state(conversion.state, args.output, about)
         elif args.to == "official":
             write_state(from_dab_detr(conversion.state, "official"), args.output)
         else:
-            write_hf(conversion.state, args.output, args.num_heads, args.key_temperature)
+            conversion.notes.append(_write_hf(conversion, settings, args.input, args.output))
     except InputError as error:
         print(f"convert_checkpoint.py: {error}", file=sys.stderr)
         return 1
     print(conversion.report())
     print(f"{args.output} written, layout {args.to}")
     return 0
+
+
+def _write_hf(conversion: Conversion, settings: dict[str, Any], source: str, path: str) -> str:
+    """Returns what went into config.json that the tensors do not show."""
+    if "dilation" not in settings:
+        raise InputError(
+            f"{source} does not say whether its backbone is dilated: add --dilation for a DC5 "
+            "model, --no-dilation for any other."
+        )
+    for name, needed in (("query_temperature", 10000), ("update_anchors", True)):
+        if settings.get(name, needed) != needed:
+            raise InputError(f"transformers' DAB-DETR needs {name}={needed}, not {settings[name]}.")
+    names = ("num_heads", "key_temperature", "dilation")
+    chosen = {name: settings[name] for name in names if name in settings}
+    chosen = {"num_heads": 8, "key_temperature": 20.0} | chosen
+    write_hf(conversion.state, path, **chosen)
+    return "config.json: " + ", ".join(f"{name}={chosen[name]}" for name in names)
 
 
 def _said_to_be_coco(conversion: Conversion, path: str) -> tuple[str, ...]:

@@ -1,22 +1,22 @@
 """A second witness: transformers' DAB-DETR, with the same random weights through the converter."""
 
+import argparse
 from functools import partial
 
 import pytest
 import torch
-from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
+from detectron2.config import instantiate
+from four_stages import CLASSES, QUERIES, WIDTHS, own_model
 
 from dab_detr import inference_copy
 from dab_detr.checkpoint import Checkpointer
 from dab_detr.checkpoint.conversion import from_dab_detr, to_dab_detr
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.checkpoint.writing import write_hf
+from dab_detr.config import get_config
 from dab_detr.errors import InputError
-from dab_detr.modeling import DABDETR
 
 transformers = pytest.importorskip("transformers")
-
-WIDTHS, CLASSES, QUERIES = [16, 32, 48, 64], 7, 12
 
 
 def hf_model(num_patterns=0):
@@ -50,36 +50,6 @@ def hf_model(num_patterns=0):
         # anchors well inside the image
         model.model.query_refpoint_embeddings.weight.normal_()
     return model
-
-
-def own_model(num_patterns=0):
-    stages, in_channels = [], 16
-    for stage, (width, depth) in enumerate(zip(WIDTHS, [1, 2, 1, 1])):
-        stages.append(
-            ResNet.make_stage(
-                BottleneckBlock,
-                depth,
-                in_channels=in_channels,
-                out_channels=width,
-                bottleneck_channels=width // 4,
-                stride_per_block=[1 if stage == 0 else 2] + [1] * (depth - 1),
-                norm="FrozenBN",
-                stride_in_1x1=False,
-            )
-        )
-        in_channels = width
-    return DABDETR(
-        backbone=ResNet(BasicStem(3, 16, norm="FrozenBN"), stages, out_features=["res5"]),
-        in_features=["res5"],
-        num_classes=CLASSES,
-        d_model=32,
-        num_heads=4,
-        num_encoder_layers=2,
-        num_decoder_layers=3,
-        ffn_dim=64,
-        num_queries=QUERIES,
-        num_patterns=num_patterns,
-    ).eval()
 
 
 def inputs():
@@ -170,3 +140,85 @@ def test_what_transformers_has_no_place_for_is_named(tmp_path):
     assert not (tmp_path / "hf").exists()
     names = from_dab_detr(state, "hf")
     assert "model.encoder.layers.0.self_attn.q_proj.weight" in names
+
+
+def dc5_model():
+    small = {"num_encoder_layers": 1, "num_decoder_layers": 2, "num_queries": 12}
+    overrides = [f"model.{name}={value}" for name, value in small.items()]
+    model = instantiate(get_config("dab_detr_r50_dc5_50ep.py", overrides).model).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("norm.weight", "running_var")):
+                tensor.uniform_(0.5, 1.0)
+            elif "box_heads.0.layers.2.weight" in name:
+                tensor.normal_(std=0.05)
+    return model
+
+
+def test_a_dilated_resnet_computes_the_same_in_transformers(tmp_path, load_tool, capsys):
+    pytest.importorskip("timm")
+    convert = load_tool("convert_checkpoint").main
+    ours = dc5_model()
+    Checkpointer(ours, str(tmp_path), complete=True).save("model_final")
+    # the file says that it is dilated, and of the temperature of its keys
+    assert convert([str(tmp_path / "model_final.pth"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    assert "key_temperature=10.0, dilation=True" in capsys.readouterr().out
+    theirs, report = transformers.DabDetrForObjectDetection.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    for expected, actual in zip(*both_predict(theirs.eval(), ours)):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+    # another way that transformers writes the same, and back
+    theirs.save_pretrained(tmp_path / "again")
+    for name in ("hf", "again"):
+        assert convert([str(tmp_path / name), str(tmp_path / f"{name}.pth")]) == 0
+        back = read_checkpoint(tmp_path / f"{name}.pth")
+        assert back["description"]["settings"]["dilation"] is True
+        state = back["model"]
+        assert all(torch.equal(state[key], x) for key, x in ours.state_dict().items())
+
+
+def test_what_the_tensors_do_not_show_comes_from_the_file_or_is_asked_for(
+    tmp_path, load_tool, capsys, caplog
+):
+    convert = load_tool("convert_checkpoint").main
+    ours = own_model()
+    official = from_dab_detr(ours.state_dict(), "official")
+    file, folder = str(tmp_path / "in.pth"), str(tmp_path / "hf")
+    torch.save({"model": official}, file)
+    assert convert([file, folder, "--to", "hf"]) == 1
+    assert "in.pth does not say whether its backbone is dilated" in capsys.readouterr().err
+    assert convert([file, folder, "--to", "hf", "--no-dilation", "--num-heads", "4"]) == 0
+    assert "num_heads=4, key_temperature=20.0, dilation=False" in capsys.readouterr().out
+
+    arguments = argparse.Namespace(dilation=False, nheads=4, pe_temperatureH=10)
+    torch.save({"model": official, "args": arguments}, file)
+    assert convert([file, folder, "--to", "hf", "--force"]) == 0
+    assert "num_heads=4, key_temperature=10, dilation=False" in capsys.readouterr().out
+    # on the way through this project's layout nothing is lost
+    assert convert([file, str(tmp_path / "own.safetensors")]) == 0
+    assert convert([str(tmp_path / "own.safetensors"), folder, "--to", "hf", "--force"]) == 0
+    assert "num_heads=4, key_temperature=10, dilation=False" in capsys.readouterr().out
+
+    arguments.dilation = True
+    torch.save({"model": official, "args": arguments}, file)
+    assert convert([file, folder, "--to", "hf", "--force"]) == 1
+    assert "dilates timm's ResNets alone (DC5)" in capsys.readouterr().err
+    with caplog.at_level("WARNING", logger="dab_detr"):
+        Checkpointer(ours, complete=True).load(file)
+    assert "trained with dilation=True, the model has False" in caplog.text
+    assert "trained with key_temperature=10, the model has 20.0" in caplog.text
+
+
+@pytest.mark.parametrize("setting, value", [("query_temperature", 20), ("update_anchors", False)])
+def test_settings_that_transformers_does_not_have_are_refused(
+    tmp_path, load_tool, capsys, setting, value
+):
+    model = own_model()
+    setattr(model.transformer.decoder, setting, value)
+    Checkpointer(model, str(tmp_path), complete=True).save("model_final")
+    convert = load_tool("convert_checkpoint").main
+    assert convert([str(tmp_path / "model_final.pth"), str(tmp_path / "hf"), "--to", "hf"]) == 1
+    assert f"needs {setting}=" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()

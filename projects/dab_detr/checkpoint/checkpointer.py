@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import nn
 from dab_detr.checkpoint.average import average_of
 from dab_detr.checkpoint.classes import CLASS_WEIGHT, fit_classes
 from dab_detr.checkpoint.conversion import to_dab_detr
-from dab_detr.checkpoint.description import KEY, describe, description_of, is_dilated
+from dab_detr.checkpoint.description import KEY, describe, description_of
 from dab_detr.checkpoint.fitting import has_resnet, require_fit
 from dab_detr.checkpoint.layouts import recognise
 from dab_detr.checkpoint.reading import DamagedCheckpoint, read_checkpoint
+from dab_detr.checkpoint.settings import settings_of_file, settings_of_model
 from dab_detr.errors import InputError, listed
 from dab_detr.files import UNFINISHED, write_whole
 
@@ -106,9 +107,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def description(self) -> dict[str, Any]:
         """What a file with the model's weights says of itself."""
-        backbone = getattr(self.model, "backbone", None)
-        dilation = None if backbone is None else is_dilated(backbone)
-        return describe(class_names=self.class_names, dilation=dilation)
+        return describe(class_names=self.class_names, settings=settings_of_model(self.model))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which file :meth:`resume` takes first."""
@@ -211,9 +210,9 @@ class Checkpointer(DetectionCheckpointer):
             checkpoint["model"] = average_of(checkpoint, filename)
         state = checkpoint["model"]
         description = description_of(checkpoint, filename)
+        self._compare_settings(settings_of_file(checkpoint, description))
         if description is not None and not all(name.startswith("backbone.") for name in state):
             return {**checkpoint, "class_names": description.get("class_names")}
-        state = {name.removeprefix("module."): x for name, x in state.items()}
         layout = recognise(state)
         backbone_alone = layout is None or layout.backbone_alone
         # a ResNet of timm has torchvision's names, so they fit as they are
@@ -230,6 +229,14 @@ class Checkpointer(DetectionCheckpointer):
         if backbone_alone and not any(name.startswith("backbone.") for name in state):
             checkpoint["matching_heuristics"] = True
         return {**checkpoint, "model": state}
+
+    def _compare_settings(self, found: Mapping[str, Any]) -> None:
+        for name, wanted in settings_of_model(self.model).items():
+            if name in found and found[name] != wanted:
+                self.logger.warning(
+                    f"The checkpoint {self._path} was trained with {name}={found[name]}, the model "
+                    f"has {wanted}; the same weights then compute something else."
+                )
 
     def _load_model(self, checkpoint: Any):
         expected = self.model.state_dict()

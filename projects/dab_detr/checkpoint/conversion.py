@@ -110,20 +110,20 @@ def to_dab_detr(
     return conversion
 
 
-def from_dab_detr(state: Mapping[str, Tensor], layout_name: str) -> dict[str, Tensor]:
+def from_dab_detr(state: Mapping[str, Tensor], layout: Layout | str) -> dict[str, Tensor]:
     """The same tensors in the names and packing of another layout.
 
     Args:
         state: in this project's names.
-        layout_name: ``official`` or ``hf``.
+        layout: one of :mod:`dab_detr.checkpoint.layouts`, or "official" or "hf".
 
     Raises:
         InputError: naming a tensor that is missing, or that the layout has no place for.
     """
-    layout = LAYOUTS[layout_name]
+    layout = LAYOUTS[layout] if isinstance(layout, str) else layout
     state = dict(state)
     if CENTERS not in state:
-        raise InputError(f"The layout {layout_name} is of a whole DAB-DETR, not of a backbone.")
+        raise InputError(f"The layout {layout.name} is of a whole DAB-DETR, not of a backbone.")
     _check_transformer(Conversion("dab_detr", state))
     result: dict[str, Tensor] = {}
     anchors = [state.pop(name) for name in (CENTERS, SIZES) if name in state]
@@ -264,7 +264,7 @@ def _discard(conversion: Conversion, prefix: str, reason: str) -> None:
             conversion.ignored[theirs] = reason
 
 
-_RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -294,8 +294,8 @@ def _check_resnet(conversion: Conversion) -> None:
         raise InputError(f"The checkpoint ({conversion.layout}) lacks {listed(missing)}.")
     depths = tuple(len(stages[stage]) for stage in sorted(stages))
     if state.get("backbone.res5.0.conv3.weight", torch.empty(0)).shape[0] == 2048:
-        if depths not in _RESNET_DEPTHS:
+        if depths not in RESNET_DEPTHS:
             raise InputError(
                 f"The checkpoint's ResNet has {depths} blocks in its stages; "
-                f"{' or '.join(map(str, _RESNET_DEPTHS))} is expected."
+                f"{' or '.join(map(str, RESNET_DEPTHS))} is expected."
             )

@@ -6,16 +6,13 @@ It stands under the key ``description``; in a ``.safetensors`` file as JSON in t
 - ``version``: of this list, now 1;
 - ``class_names``: of the rows of the class head, in their order, "" for a row of no class; left out
   if not known;
-- ``dilation``: whether the backbone has dilated convolutions (DC5), of which tensors show nothing;
-  left out if not known.
+- ``settings``: what tensors do not show, see :mod:`dab_detr.checkpoint.settings`.
 
 A reader ignores keys that it does not know, so that adding one needs no new version.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch import nn
 
 from dab_detr.errors import InputError
 
@@ -24,18 +21,15 @@ _FORMAT, _VERSION = "dab_detr", 1
 
 
 def describe(
-    *, class_names: Sequence[str] | None = None, dilation: bool | None = None
+    *, class_names: Sequence[str] | None = None, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The description to write, of what is known."""
-    known = {
-        "class_names": None if class_names is None else list(class_names),
-        "dilation": dilation,
-    }
-    return {
-        "format": _FORMAT,
-        "version": _VERSION,
-        **{key: value for key, value in known.items() if value is not None},
-    }
+    description: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
+    if class_names is not None:
+        description["class_names"] = list(class_names)
+    if settings:
+        description["settings"] = dict(settings)
+    return description
 
 
 def description_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any] | None:
@@ -54,10 +48,3 @@ def description_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any] |
             f"installation reads versions up to {_VERSION}: install a newer dab_detr."
         )
     return description
-
-
-def is_dilated(module: nn.Module) -> bool:
-    """Whether a convolution of the module leaves out cells between those it looks at."""
-    return any(
-        isinstance(child, nn.Conv2d) and max(child.dilation) > 1 for child in module.modules()
-    )

@@ -5,7 +5,7 @@ for the end of the name. Both sides of a row use the same placeholders.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 _ENCODER = "transformer.encoder.layers.{i}."
 _DECODER = "transformer.decoder.layers.{i}."
@@ -291,6 +291,11 @@ HF = Layout(
     anchors="model.query_refpoint_embeddings.weight",
     copies=(("model.decoder.bbox_embed.layers.{rest}", "bbox_predictor.layers.{rest}"),),
     separate_qkv="model.encoder.layers.{i}.self_attn.{part}_proj.{rest}",
+)
+
+# as transformers writes it with a ResNet of timm, the only one that it can dilate
+HF_TIMM = replace(
+    HF, rows=(*_torchvision_resnet("model.backbone.conv_encoder.model._backbone."), *HF.rows)
 )
 
 _PRE_TRAINING = (

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -14,9 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dab_detr.checkpoint.description import KEY
-from dab_detr.errors import InputError
+from dab_detr.checkpoint.prefixes import without_wrappers
+from dab_detr.errors import InputError, listed
 
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
+# what follows the name when there are several files
+_INDEX = ".index.json"
 # what a pickle of arrays needs, in numpy's names before and after version 2
 _ARRAY_GLOBALS = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -30,6 +34,14 @@ _ARRAY_GLOBALS = {
     },
 }
 
+# the same for PyTorch's reader, which asks for the classes of dtypes, too
+_ARRAYS = [
+    *((value, f"{module}.{name}") for (module, name), value in _ARRAY_GLOBALS.items()),
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+]
+# how that reader names what it does not build
+_FOREIGN = re.compile(r"GLOBAL (\S+)|but got <class '([^']+)'>")
+
 
 class DamagedCheckpoint(InputError):
     """A file that is cut short or otherwise not what was once written."""
@@ -40,11 +52,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
     Args:
         path: ``.safetensors``, ``.pkl`` (Detectron2's model zoo) or anything that ``torch.save``
-            wrote: with the tensors under "model" or "state_dict", or alone.
+            wrote: with the tensors under "model" or "state_dict", or alone. Of a checkpoint in
+            several files the folder or the index.
 
     Returns:
         ``model``: tensors by name (arrays of a ``.pkl`` become such), and what else the file has,
-        such as this project's ``description``.
+        such as this project's ``description`` and the ``config`` of a folder.
 
     Raises:
         InputError: if the file is missing, damaged (:class:`DamagedCheckpoint`), or holds objects
@@ -52,13 +65,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in _HF_FILES if (path / name).is_file()]
-        if not found:
-            raise InputError(f"The folder {path} has none of {', '.join(_HF_FILES)}.")
-        path = found[0]
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint file {path}.")
-    content = _READERS.get(path.suffix, _read_torch)(path)
+        path = _file_of(path)
+    content = _read_file(path)
     if not isinstance(content, dict):
         raise InputError(f"The checkpoint {path} holds a {type(content).__name__}, not tensors.")
     model = next(
@@ -66,15 +74,71 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     )
     extras = content if model else {}
     model = model or content
-    tensors = {
-        name: torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype.kind in "fiub" else x
-        for name, x in model.items()
-    }
+    tensors = {name: _as_tensor(x) for name, x in model.items()}
     other = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
     if other or not tensors:
         what = f"{other[0]!r} is a {type(model[other[0]]).__name__}" if other else "it is empty"
         raise InputError(f"The checkpoint {path} does not hold tensors by name: {what}.")
+    if KEY not in extras:
+        tensors = without_wrappers(tensors, str(path))
+    config = path.parent / "config.json"
+    if path.name.removesuffix(_INDEX) in _HF_FILES and config.is_file():
+        extras = {**extras, "config": _read_json(config)}
     return {**extras, "model": tensors}
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.asarray(value))
+    return value
+
+
+def _file_of(folder: Path) -> Path:
+    names = [*_HF_FILES, *(name + _INDEX for name in _HF_FILES)]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"The folder {folder} has none of {', '.join(names)}.")
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint file {path}.")
+    if path.name.endswith(_INDEX):
+        return _read_shards(path)
+    return _READERS.get(path.suffix, _read_torch)(path)
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint in several files, which the index lists by tensor."""
+    files = _read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"The index {index} has no weight_map.")
+    tensors: dict[str, Any] = {}
+    for name in sorted(set(map(str, files.values()))):
+        # an index is no way out of its folder
+        if name != Path(name).name or name.endswith(_INDEX):
+            raise InputError(f"The index {index} names {name!r}, which is no file of its folder.")
+        if not (index.parent / name).is_file():
+            raise InputError(f"There is no file {index.parent / name}, which {index.name} names.")
+        shard = _read_file(index.parent / name)
+        if not isinstance(shard, dict):
+            raise InputError(f"The file {index.parent / name} does not hold tensors by name.")
+        tensors |= shard
+    missing = [name for name in files if name not in tensors]
+    if missing:
+        raise InputError(f"The files that {index} names lack {listed(missing)}.")
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _damage(path, error) from error
+    if not isinstance(content, dict):
+        raise InputError(f"The file {path} holds a {type(content).__name__}, no JSON object.")
+    return content
 
 
 def _read_torch(path: Path) -> Any:
@@ -86,12 +150,13 @@ def _read_torch(path: Path) -> Any:
                 if damaged is not None:
                     raise ValueError(f"the checksum of {damaged} is wrong")
         # the published checkpoints keep their command line, a Namespace, beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_ARRAYS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     # a damaged file can make the reader stumble in any way
     except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise _refusal(path, error) from error
+        foreign = isinstance(error, pickle.UnpicklingError) and _FOREIGN.search(str(error))
+        if foreign:
+            raise _refusal(path, foreign[1] or foreign[2]) from error
         raise _damage(path, error) from error
 
 
@@ -124,7 +189,7 @@ def _read_pickle(path: Path) -> Any:
         with open(path, "rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
     except PermissionError as error:
-        raise _refusal(path, error) from error
+        raise _refusal(path, str(error)) from error
     except Exception as error:
         raise _damage(path, error) from error
 
@@ -132,20 +197,24 @@ def _read_pickle(path: Path) -> Any:
 _READERS = {".safetensors": _read_safetensors, ".pkl": _read_pickle}
 
 
-def _refusal(path: Path, error: Exception) -> InputError:
+def _refusal(path: Path, name: str) -> InputError:
     return InputError(
-        f"The checkpoint {path} is refused: it holds more than tensors, and reading that could run "
-        f"code ({_first_line(error)}). Save its weights alone, e.g. as .safetensors."
+        f"The checkpoint {path} is refused: it holds more than tensors ({name}), and reading that "
+        "could run code. Save its weights alone, e.g. as .safetensors."
     )
 
 
 def _damage(path: Path, error: Exception) -> DamagedCheckpoint:
     return DamagedCheckpoint(
         f"The checkpoint {path} cannot be read; it is damaged, cut short or no checkpoint "
-        f"({_first_line(error)})."
+        f"({_plain(error)})."
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def _plain(error: Exception) -> str:
+    """The first line of what went wrong, without colours and PyTorch's advice to trust the file."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split("WeightsUnpickler error:")[-1]
+    lines = text.strip().splitlines()
+    if not lines or lines[0].startswith("Weights only load failed"):
+        return type(error).__name__
     return lines[0][:200]

@@ -13,8 +13,9 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from dab_detr.checkpoint.classes import CLASS_WEIGHT
-from dab_detr.checkpoint.conversion import architecture, from_dab_detr
+from dab_detr.checkpoint.conversion import RESNET_DEPTHS, architecture, from_dab_detr
 from dab_detr.checkpoint.description import KEY
+from dab_detr.checkpoint.layouts import HF, HF_TIMM
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 
@@ -67,6 +68,7 @@ def write_hf(
     path: str | os.PathLike,
     num_heads: int = 8,
     key_temperature: float = 20.0,
+    dilation: bool = False,
 ) -> None:
     """Write a directory that ``DabDetrForObjectDetection.from_pretrained`` loads.
 
@@ -74,12 +76,14 @@ def write_hf(
         state: in this project's names, with a ResNet as its backbone.
         path: the directory; an existing one is replaced as a whole.
         num_heads, key_temperature: what the tensors do not tell.
+        dilation: the ResNet's last stage is dilated (DC5), which transformers leaves to timm.
 
     Raises:
         InputError: for what transformers' model has no place for.
     """
-    config = _hf_config(state, num_heads, key_temperature)
-    tensors = {k: v.contiguous() for k, v in from_dab_detr(state, "hf").items()}
+    config = _hf_config(state, num_heads, key_temperature, dilation)
+    layout = HF_TIMM if dilation else HF
+    tensors = {k: v.contiguous() for k, v in from_dab_detr(state, layout).items()}
     path = Path(path)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.absolute().parent))
     try:
@@ -109,7 +113,9 @@ def _put_in_place(new: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _hf_config(state: Mapping[str, Tensor], num_heads: int, key_temperature: float) -> dict:
+def _hf_config(
+    state: Mapping[str, Tensor], num_heads: int, key_temperature: float, dilation: bool
+) -> dict:
     sizes = architecture(state)
     for name, needed in (
         ("share_box_head", True),
@@ -122,28 +128,11 @@ def _hf_config(state: Mapping[str, Tensor], num_heads: int, key_temperature: flo
     temperature = int(key_temperature)
     if temperature != key_temperature:
         raise InputError(f"transformers' DAB-DETR takes whole temperatures, not {key_temperature}.")
-    stages = [
-        [name for name in state if name.startswith(f"backbone.res{i}.") and ".conv" in name]
-        for i in range(2, 6)
-    ]
-    if not all(stages):
-        raise InputError("transformers' DAB-DETR takes a ResNet of four stages as its backbone.")
-    depths = [1 + max(int(name.split(".")[2]) for name in names) for names in stages]
-    widths = [len(state[f"backbone.res{i}.0.conv3.weight"]) for i in range(2, 6)]
     labels = {str(i): f"LABEL_{i}" for i in range(len(state[CLASS_WEIGHT]))}
     return {
         "architectures": ["DabDetrForObjectDetection"],
         "model_type": "dab-detr",
-        "backbone_config": {
-            "model_type": "resnet",
-            "embedding_size": len(state["backbone.stem.conv1.weight"]),
-            "hidden_sizes": widths,
-            "depths": depths,
-            "layer_type": "bottleneck",
-            "out_features": ["stage4"],
-        },
-        "backbone": None,
-        "use_timm_backbone": False,
+        **(_timm_resnet(state) if dilation else _transformers_resnet(state)),
         "use_pretrained_backbone": False,
         "hidden_size": sizes["d_model"],
         "encoder_layers": sizes["num_encoder_layers"],
@@ -160,4 +149,47 @@ def _hf_config(state: Mapping[str, Tensor], num_heads: int, key_temperature: flo
         "dropout": 0.0,
         "id2label": labels,
         "label2id": {name: int(i) for i, name in labels.items()},
+    }
+
+
+def _depths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """How many blocks the ResNet has in its stages."""
+    stages = [
+        [name for name in state if name.startswith(f"backbone.res{i}.") and ".conv" in name]
+        for i in range(2, 6)
+    ]
+    if not all(stages):
+        raise InputError("transformers' DAB-DETR takes a ResNet of four stages as its backbone.")
+    return tuple(1 + max(int(name.split(".")[2]) for name in names) for names in stages)
+
+
+def _transformers_resnet(state: Mapping[str, Tensor]) -> dict:
+    depths = _depths(state)
+    return {
+        "backbone_config": {
+            "model_type": "resnet",
+            "embedding_size": len(state["backbone.stem.conv1.weight"]),
+            "hidden_sizes": [len(state[f"backbone.res{i}.0.conv3.weight"]) for i in range(2, 6)],
+            "depths": list(depths),
+            "layer_type": "bottleneck",
+            "out_features": ["stage4"],
+        },
+        "backbone": None,
+        "use_timm_backbone": False,
+    }
+
+
+def _timm_resnet(state: Mapping[str, Tensor]) -> dict:
+    depths = _depths(state)
+    width = len(state["backbone.res5.0.conv3.weight"])
+    if depths not in RESNET_DEPTHS or width != 2048:
+        raise InputError(
+            "transformers dilates timm's ResNets alone (DC5), of which the checkpoint's, with "
+            f"{depths} blocks and {width} channels, is none."
+        )
+    return {
+        "backbone_config": None,
+        "backbone": f"resnet{RESNET_DEPTHS[depths]}",
+        "use_timm_backbone": True,
+        "dilation": True,
     }

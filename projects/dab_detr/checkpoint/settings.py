@@ -1,0 +1,66 @@
+"""Settings of a model that its tensors do not show, from where a file or a model tells them.
+
+By name: ``dilation`` (the backbone's last stage, DC5), ``num_heads``, ``key_temperature``,
+``query_temperature``, ``update_anchors``. What is not known is left out.
+"""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dab_detr.modeling.transformer import DABTransformer
+
+# what the published code's command line and transformers' config.json call them; the latter leaves
+# out what is as usual
+_OFFICIAL = {"dilation": "dilation", "num_heads": "nheads", "key_temperature": "pe_temperatureH"}
+_HF = {
+    "dilation": ("dilation", False),
+    "num_heads": ("decoder_attention_heads", 8),
+    "key_temperature": ("temperature_height", 20),
+}
+
+
+def settings_of_model(model: nn.Module) -> dict[str, Any]:
+    """Of a :class:`~dab_detr.modeling.meta_arch.DABDETR`; of any other model what it has of it."""
+    settings: dict[str, Any] = {}
+    backbone = getattr(model, "backbone", None)
+    if backbone is not None:
+        settings["dilation"] = any(
+            isinstance(child, nn.Conv2d) and max(child.dilation) > 1 for child in backbone.modules()
+        )
+    transformer = getattr(model, "transformer", None)
+    if isinstance(transformer, DABTransformer):
+        decoder = transformer.decoder
+        settings |= {
+            "num_heads": decoder.layers[0].self_attention.num_heads,
+            "key_temperature": transformer.key_encoding.temperature,
+            "query_temperature": decoder.query_temperature,
+            "update_anchors": decoder.update_anchors,
+        }
+    return settings
+
+
+def settings_of_file(
+    checkpoint: Mapping[str, Any], description: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Of what :func:`~dab_detr.checkpoint.reading.read_checkpoint` gives.
+
+    Args:
+        checkpoint: from this project, the published code (which stores its command line), or a
+            folder of transformers (with its ``config.json``).
+        description: what the checkpoint says of itself, if it is this project's.
+    """
+    if description is not None:
+        return dict(description.get("settings", {}))
+    if "config" in checkpoint:
+        config = checkpoint["config"]
+        settings = {ours: config.get(theirs, usual) for ours, (theirs, usual) in _HF.items()}
+        # transformers 5 writes the same another way
+        output_stride = (config.get("backbone_config") or {}).get("output_stride")
+        return settings | ({"dilation": True} if output_stride == 16 else {})
+    if isinstance(checkpoint.get("args"), Namespace):
+        arguments = vars(checkpoint["args"])
+        return {k: arguments[theirs] for k, theirs in _OFFICIAL.items() if theirs in arguments}
+    return {}
