@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from dab_detr.data.coco import read_coco
-from dab_detr.engine.coco_evaluator import Comparison, compare_backends
+from dab_detr.data.coco import class_names, coco_records, read_coco
+from dab_detr.data.records import check_records
+from dab_detr.engine.backend_comparison import Comparison, compare_backends
+from dab_detr.engine.ground_truth import GroundTruth
 from dab_detr.errors import InputError
 
 # of numbers between 0 and 1; the rounding of float64 stays far below
@@ -47,16 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
                 files = Path(folder, "annotations.json"), Path(folder, "results.json")
                 for path, content in zip(files, synthetic(args.synthetic)):
                     path.write_text(json.dumps(content))
-            annotations = read_coco(files[0])
-            results = read_results(files[1], {image["id"] for image in annotations["images"]})
-        comparison = compare_backends(annotations, results, args.repeat)
+            truth, classes = read_truth(files[0])
+            results = read_results(files[1], truth, classes)
+        comparison = compare_backends(truth, results, args.repeat)
     except (InputError, ValueError) as error:
         print(f"compare_evaluators.py: {error}", file=sys.stderr)
         return 1
     kind, difference = max(comparison.differences.items(), key=lambda item: item[1])
     print(
-        f"{len(annotations['images'])} images, {len(annotations['categories'])} classes, "
-        f"{len(annotations['annotations'])} objects, {len(results)} detections: "
+        f"{len(truth.coco.imgs)} images, {len(classes)} classes, {len(truth.coco.anns)} objects, "
+        f"{len(results)} detections: "
         f"AP {100 * comparison.average_precision:.4f}, largest difference {difference:.1e}\n"
         f"{_table(comparison)}"
     )
@@ -84,8 +86,20 @@ def _table(comparison: Comparison) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def read_results(path: str | Path, image_ids: set[int]) -> list[dict[str, Any]]:
-    """The detections of a COCO result file, with the fields that evaluating boxes needs."""
+def read_truth(path: str | Path) -> tuple[GroundTruth, dict[int, int]]:
+    """The objects of a file in COCO's format, and the classes of its category ids."""
+    content = read_coco(path)
+    if "annotations" not in content:
+        raise InputError(f"The annotations {path} have no list 'annotations'.")
+    classes = {number: index for index, number in enumerate(class_names(content))}
+    records, _ = check_records(str(path), coco_records(content, ""), len(classes))
+    return GroundTruth(records, len(classes)), classes
+
+
+def read_results(
+    path: str | Path, truth: GroundTruth, classes: dict[int, int]
+) -> list[dict[str, Any]]:
+    """The detections of a COCO result file, with the classes of the ground truth."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -98,12 +112,20 @@ def read_results(path: str | Path, image_ids: set[int]) -> list[dict[str, Any]]:
                 f"Entry {index} of {path} is no detection: a whole image_id and category_id, four "
                 "numbers as bbox and a score are needed."
             )
-        if entry["image_id"] not in image_ids:
+    for index, entry in enumerate(content):
+        try:
+            truth.image_number(entry["image_id"])
+        except ValueError as error:
             raise InputError(
                 f"Entry {index} of {path} is of image {entry['image_id']}, which the annotations "
                 "do not have."
+            ) from error
+        if entry["category_id"] not in classes:
+            raise InputError(
+                f"Entry {index} of {path} is of category {entry['category_id']}, which the "
+                "annotations do not have."
             )
-    return [{field: entry[field] for field in _FIELDS} for entry in content]
+    return [{**entry, "category_id": classes[entry["category_id"]]} for entry in content]
 
 
 def _is_detection(entry: Any) -> bool:

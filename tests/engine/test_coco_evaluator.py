@@ -373,6 +373,7 @@ WRONG = {
     "no detections": ([], "are no list of detections"),
     "no score": ([{**DETECTION, "score": None}], "Entry 0 of .* is no detection"),
     "no box": ([DETECTION, {**DETECTION, "bbox": [1, 2, 3]}], "Entry 1 of .* is no detection"),
+    "other class": ([{**DETECTION, "category_id": -5}], "is of category -5, which the annota"),
     "other image": ([{**DETECTION, "image_id": 77}], "is of image 77, which the annotations do"),
 }
 

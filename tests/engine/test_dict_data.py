@@ -139,6 +139,7 @@ UNDERSTOOD = {
         boxes(bbox=lambda box: relative(corners(box)), bbox_mode=BoxMode.XYXY_REL)(records)
     ),
     "areas that cannot be": boxes(area=math.nan),
+    "masks and keypoints": boxes(segmentation=[[1, 2]], keypoints=[1]),
 }
 
 
@@ -198,7 +199,7 @@ def test_such_data_train_and_are_evaluated(records, register, run, tmp_path):
     for name in NAMES:
         loose = copy.deepcopy(records)
         loose = fields(image_id=None, height=None, width=None, file_name=Path)(loose)
-        register(name, boxes(bbox=np.array, category_id=np.int64)(loose))
+        register(name, boxes(bbox=np.array, category_id=np.int64, segmentation=[[1, 2]])(loose))
     assert run("train.pictures.count=1") == 0
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "Data for training: 3 images with 3 boxes." in log

@@ -25,6 +25,8 @@ from dab_detr.data.images import UnreadableImage, image_size
 from dab_detr.errors import InputError
 
 _MODES = "BoxMode.XYWH_ABS for [x, y, width, height] or BoxMode.XYXY_ABS for two corners"
+# nothing that learns or draws boxes needs them, and what is not looked at is not checked
+_NOT_BOXES = ("segmentation", "keypoints")
 
 
 def check_records(
@@ -45,8 +47,8 @@ def check_records(
         New records with ``file_name``, ``image_id`` (int or str), ``height``, ``width`` and, if any
         of the given ones has them, ``annotations`` with ``bbox`` (floats) in the ``bbox_mode``
         ``XYWH_ABS`` or ``XYXY_ABS``, ``category_id`` in 0..K-1, ``iscrowd`` 0 or 1, and a positive
-        ``area``; all other fields as they were. Left out are images of unknown size that cannot be
-        opened. And what was found.
+        ``area``; other fields as they were, without masks and keypoints. Left out are images of
+        unknown size that cannot be opened. And what was found.
 
     Raises:
         InputError: naming the data set, the record, its file, and the field and value.
@@ -191,7 +193,7 @@ class _Check:
             self._note(kind, annotation["bbox"], record)
         if clipped is None:
             return None
-        return {
+        checked = {
             **annotation,
             "bbox": clipped,
             "bbox_mode": mode,
@@ -199,6 +201,9 @@ class _Check:
             "iscrowd": crowd,
             "area": self._area(annotation, boxes.xywh(clipped, mode), record),
         }
+        for field in _NOT_BOXES:
+            checked.pop(field, None)
+        return checked
 
     def _box(self, annotation: dict, record: dict) -> tuple[list[float], BoxMode]:
         mode = annotation.get("bbox_mode")

@@ -1,13 +1,9 @@
 """COCO's evaluation of boxes by faster-coco-eval where it is installed: the same numbers sooner."""
 
-import contextlib
-import io
 import json
 import logging
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,6 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dab_detr.data.catalog import checked_dataset
@@ -215,77 +210,3 @@ def find_cocoeval(backend: str = "auto") -> type:
             "pip install 'dab_detr[fast-eval]', or choose auto."
         ) from error
     return COCOeval_faster
-
-
-@dataclass
-class Comparison:
-    """What :func:`compare_backends` finds.
-
-    Attributes:
-        seconds: of each repetition, by backend.
-        differences: the largest by kind of number; all are between 0 and 1, or -1 for none.
-        average_precision: COCO's AP of the boxes, 0..1, by pycocotools.
-    """
-
-    seconds: dict[str, list[float]]
-    differences: dict[str, float]
-    average_precision: float
-
-
-def compare_backends(
-    annotations: dict[str, Any], results: list[dict[str, Any]], repeat: int = 1
-) -> Comparison:
-    """Evaluate the same boxes with pycocotools and faster-coco-eval in turn.
-
-    A time covers what :class:`BoxEvaluator` does with the detections of a data set: indexing,
-    matching, counting and summarizing them.
-
-    Args:
-        annotations: in COCO's format, with whole numbers as ids.
-        results: in COCO's result format.
-
-    Raises:
-        ValueError: if faster-coco-eval is not installed.
-    """
-    classes = {"pycocotools": COCOeval, "faster-coco-eval": find_cocoeval("faster-coco-eval")}
-    comparison = Comparison({backend: [] for backend in classes}, {}, math.nan)
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = COCO()
-        # pycocotools needs these fields; many files lack them
-        ground_truth.dataset = {
-            "info": {},
-            **annotations,
-            "annotations": [
-                {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry}
-                for entry in annotations["annotations"]
-            ],
-        }
-        ground_truth.createIndex()
-        for _ in range(repeat):
-            evaluations = []
-            for backend, cocoeval in classes.items():
-                # loading adds fields
-                copies = [dict(entry) for entry in results]
-                start = time.perf_counter()
-                evaluation = cocoeval(ground_truth, ground_truth.loadRes(copies), "bbox")
-                evaluation.evaluate()
-                evaluation.accumulate()
-                evaluation.summarize()
-                comparison.seconds[backend].append(time.perf_counter() - start)
-                evaluations.append(
-                    {
-                        "precision": evaluation.eval["precision"],
-                        "recall": evaluation.eval["recall"],
-                        # COCO's twelve numbers; faster-coco-eval has more
-                        "summary": np.asarray(evaluation.stats[:12]),
-                    }
-                )
-            official, faster = evaluations
-            for kind, numbers in official.items():
-                # NaN counts as a difference
-                error = np.nan_to_num(np.abs(numbers - faster[kind]), nan=np.inf).max()
-                comparison.differences[kind] = max(
-                    float(error), comparison.differences.get(kind, 0.0)
-                )
-    comparison.average_precision = float(official["summary"][0])
-    return comparison
