@@ -11,11 +11,13 @@ import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import default_setup
+from detectron2.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dab_detr.config import get_config
 from dab_detr.engine import training
 from dab_detr.engine.loader import build_train_loader
+from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.writers import CSVWriter, Writers
@@ -251,6 +253,18 @@ def test_another_batch_size_goes_on_with_the_images_that_are_left(run, tmp_path,
         "dataloader.train.total_batch_size 4 -> 8. 32 images are seen, 50.0 % of the training; 4 "
         "steps of 8 images are left, and the learning rate goes on at 0.001, as before."
     )
+
+
+def test_the_speed_that_is_printed_is_that_of_the_new_steps(caplog):
+    caplog.set_level("INFO", logger="dab_detr.engine.progress")
+    with EventStorage(4) as storage:
+        # two steps of before the stop, which the checkpoint has brought back
+        for iteration, seconds in ((2, 100.0), (3, 100.0), (4, 1.0), (5, 3.0)):
+            storage.put_scalar("time", seconds, cur_iter=iteration)
+        storage.iter = 5
+        storage.put_scalars(total_loss=7.0, data_time=0.5, smoothing_hint=False)
+        ProgressPrinter(8, 16, start_iter=4).write()
+    assert "step 6/8 | loss 7.000 | 8 images/s | data wait 25 %" in caplog.text
 
 
 def test_a_longer_training_goes_on_as_if_it_had_been_so_long(run, tmp_path, caplog):

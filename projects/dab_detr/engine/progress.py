@@ -4,6 +4,7 @@ import datetime
 import logging
 import resource
 import sys
+from itertools import takewhile
 
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -20,13 +21,14 @@ class ProgressPrinter(EventWriter):
     Args:
         max_iter: number of steps of the whole training.
         batch_size: images a step, over all workers.
+        start_iter: the first iteration that is to come.
     """
 
-    def __init__(self, max_iter: int, batch_size: int):
+    def __init__(self, max_iter: int, batch_size: int, start_iter: int = 0):
         self._logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._batch_size = batch_size
-        self._last = -1
+        self._last = start_iter - 1
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -55,7 +57,7 @@ class ProgressPrinter(EventWriter):
         if "lr" in latest:
             parts.append(f"lr {latest['lr'][0]:.3g}")
         times = storage.histories()["time"].values() if "time" in latest else []
-        times = [seconds for seconds, iteration in times if iteration > self._last]
+        times = [x for x, _ in takewhile(lambda entry: entry[1] > self._last, reversed(times))]
         self._last = storage.iter
         if times:
             seconds = sum(times) / len(times)

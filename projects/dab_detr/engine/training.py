@@ -188,7 +188,7 @@ def train(
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():
         writers = [
-            ProgressPrinter(course.max_iter, course.settings.batch_size),
+            ProgressPrinter(course.max_iter, course.settings.batch_size, start_iter),
             MetricsWriter(folder / METRICS_FILE),
             TensorBoardWriter(folder),
             *(instantiate(writer) for writer in cfg.train.writers),
