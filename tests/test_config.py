@@ -117,7 +117,7 @@ def test_published_augmentation():
     train, test = instantiate(loader.train.mapper), instantiate(loader.test.mapper)
     assert train.image_format == test.image_format == "RGB"
     image = np.zeros((640, 480, 3), np.uint8)
-    short_sides, cropped, flipped = set(), 0, 0
+    short_sides, sides_before_crop, cropped, flipped = set(), set(), 0, 0
     for _ in range(600):
         augmented = T.AugInput(image)
         transforms = train.augmentations(augmented)
@@ -129,9 +129,13 @@ def test_published_augmentation():
         flipped += "HFlipTransform" in names
         crop = next((t for t in transforms.transforms if hasattr(t, "x0")), None)
         if crop is not None:
+            before = transforms.transforms[names.index("CropTransform") - 1]
+            sides_before_crop.add(min(before.new_h, before.new_w))
             assert 384 <= crop.w <= 600 and 384 <= crop.h <= 600
     # of 600 with probability a half: five standard deviations are 61
     assert 239 < cropped < 361 and 239 < flipped < 361
+    # a choice of three, not a range
+    assert sides_before_crop == {400, 500, 600}
     # without the crop nothing is bounded by 1333, so all eleven sides are reached
     assert set(range(480, 801, 32)) <= short_sides
     (resize,) = test.augmentations.augs

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -357,6 +358,66 @@ def test_an_unreadable_image_ends_an_evaluation(own_data, run, capsys, workers):
     assert run(train, val, f"dataloader.test.num_workers={workers}") == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert re.fullmatch(r"train_net.py: The image \S+3.png cannot be read: .* needs it: .*", last)
+
+
+def narrow(content, folder):
+    """The second image becomes one of 3000 x 1 pixels."""
+    Image.new("RGB", (3000, 1)).save(Path(folder) / "2.png")
+    content["images"][1].update(width=3000, height=1)
+    content["annotations"][1]["bbox"] = [5, 0, 400, 1]
+
+
+def test_an_image_too_narrow_to_be_resized_counts_as_unreadable(own_data, run, tmp_path, capsys):
+    train, val = own_data("train"), own_data("val")
+    content = json.loads(Path(train[1]).read_text())
+    narrow(content, train[0])
+    Path(train[1]).write_text(json.dumps(content))
+    config = tmp_path / "resized.py"
+    config.write_text(
+        "import detectron2.data.transforms as T\nfrom detectron2.config import LazyCall as L\n"
+        f"from dab_detr import get_config\nbase = get_config({CONFIG!r})\n"
+        "model, dataloader, optimizer = base.model, base.dataloader, base.optimizer\n"
+        "lr_multiplier, train = base.lr_multiplier, base.train\n"
+        "dataloader.train.mapper.augmentations = [\n"
+        "    L(T.ResizeShortestEdge)(short_edge_length=32, max_size=64)\n]\n"
+    )
+    assert run(train, val, "--config-file", str(config)) == 0, capsys.readouterr().err
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "2.png is 3000 x 1 pixels, too narrow to be resized" in log
+    assert "Another image takes its place" in log
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("wrong", ["damaged", "another size"])
+def test_a_small_set_that_cannot_be_read_at_all_ends_in_a_sentence(
+    own_data, run, capsys, workers, wrong
+):
+    """Fewer images than may be unreadable."""
+    train, val = own_data("train"), own_data("val")
+    if wrong == "damaged":
+        damage(train[0], "1.png", "2.png", "3.png", "4.png")
+    else:
+        for number in range(1, 5):
+            Image.new("RGB", (48, 64)).save(Path(train[0]) / f"{number}.png")
+    assert run(train, val, f"dataloader.train.num_workers={workers}") == 1
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert re.search(r"train_net.py: .*[1-4].png .*mend the training data", last)
+
+
+def test_as_many_detections_are_written_as_the_model_selects(own_data, run, tmp_path):
+    """36 queries and 2 classes have 72 pairs, with 6 classes 216; COCO's 100 are per class."""
+    six = section("categories", [{"id": i, "name": f"class {i}"} for i in range(4, 10)])
+    train, val = own_data("train", six), own_data("val", six)
+    assert run(train, val, "model.num_select=216", "train.max_iter=1") == 0
+    content = (tmp_path / "out" / "inference" / "coco_instances_results.json").read_text()
+    per_image = Counter(found["image_id"] for found in json.loads(content))
+    assert per_image == {1: 216, 2: 216, 3: 216, 4: 216}
+
+
+def test_one_good_image_is_found_among_bad_ones(own_data, run, tmp_path):
+    train, val = own_data("train"), own_data("val")
+    damage(train[0], "1.png", "2.png", "4.png")
+    assert run(train, val, "train.max_unreadable_images=3") == 0
 
 
 def test_a_wrong_size_in_the_annotations_is_no_sample(own_data, run, capsys):

@@ -154,11 +154,11 @@ WRONG = {
     "no checkpoint to keep": (["train.checkpointer.max_to_keep=0"], "max_to_keep is 0"),
     "VOC that is not there": (
         ["dataloader.train.dataset.names=voc_2007_trainval"],
-        "data set 'voc_2007_trainval' cannot be loaded: FileNotFoundError",
+        "list of images \\S+VOC2007\\S+trainval.txt cannot be read",
     ),
     "VOC that is not there to evaluate": (
         ["dataloader.test.dataset.names=voc_2007_test"],
-        "'voc_2007_test' cannot be loaded: FileNotFoundError",
+        "list of images \\S+VOC2007\\S+test.txt cannot be read",
     ),
     "average of everything": (["train.ema.enabled=True", "train.ema.decay=1"], "decay is 1"),
     "recomputed batch norm": (

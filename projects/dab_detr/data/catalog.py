@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import coco as host
+from detectron2.data.datasets import pascal_voc as host_voc
 
 from dab_detr.data.coco import class_names, coco_records, read_coco, unused_roots
 from dab_detr.data.findings import CLIPPED, WITHIN_ONE, Findings
 from dab_detr.data.images import UnreadableImage, image_size, missing_files
 from dab_detr.data.records import check_records
+from dab_detr.data.voc import voc_records
 from dab_detr.errors import InputError
 
 
@@ -20,7 +23,8 @@ class CheckedDataset:
     In the catalog it stands for the function that was registered, so that loaders, evaluators and
     pictures see the same records. Files in COCO's format that were registered by Detectron2's
     ``register_coco_instances``, as its built-in ones are, are read by :func:`read_coco`: the host's
-    reader parses masks, and leaves out objects whose masks it cannot use.
+    reader parses masks, and leaves out objects whose masks it cannot use. Those of
+    ``register_pascal_voc`` are read by :func:`voc_records`.
 
     Args:
         name: in the catalog. load: the function that was registered.
@@ -73,7 +77,13 @@ class CheckedDataset:
     @cached_property
     def _checked(self) -> tuple[list[dict], Findings, list[str]]:
         try:
-            records = self._coco() if _is_registered_coco(self._load) else self._load()
+            if _is_made_by(self._load, host):
+                records = self._coco()
+            elif _is_made_by(self._load, host_voc):
+                metadata = MetadataCatalog.get(self.name)
+                records = voc_records(metadata.dirname, metadata.split, metadata.thing_classes)
+            else:
+                records = self._load()
         except InputError:
             raise
         # the function may be anybody's
@@ -171,7 +181,7 @@ def _are_names(classes: Any) -> bool:
     return isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
 
 
-def _is_registered_coco(load: Callable) -> bool:
-    """Whether ``register_coco_instances`` made it. A function of anybody else may do more than read
-    the file that the metadata name, for instance take a part of it."""
-    return getattr(load, "__module__", None) == host.__name__
+def _is_made_by(load: Callable, module: ModuleType) -> bool:
+    """Whether the host's function made it that registers files of a format. A function of anybody
+    else may do more than read the file that the metadata name, for instance take a part of it."""
+    return getattr(load, "__module__", None) == module.__name__

@@ -9,7 +9,10 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
 
-from dab_detr.data.images import read_image
+from dab_detr.data.images import UnreadableImage, read_image
+
+# of its sides' ratio; no photograph comes near it
+_NARROW = 50
 
 
 class DetectionMapper(DatasetMapper):
@@ -29,14 +32,24 @@ class DetectionMapper(DatasetMapper):
             of ``annotations``; crowds and objects that were cropped away are left out.
 
         Raises:
-            UnreadableImage: see :func:`read_image`.
+            UnreadableImage: see :func:`read_image`; also for an image too narrow to be resized.
         """
         record = copy.deepcopy(dataset_dict)
         size = (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
         image = read_image(record["file_name"], self.image_format, size)
         check_image_size(record, image)  # fills in a missing size
         augmented = T.AugInput(image)
-        transforms = self.augmentations(augmented)
+        try:
+            transforms = self.augmentations(augmented)
+        except ValueError as error:
+            height, width = image.shape[:2]
+            if max(height, width) < _NARROW * min(height, width):
+                raise
+            # resized, one side would have no pixel
+            raise UnreadableImage(
+                f"The image {record['file_name']} is {width} x {height} pixels, too narrow to be "
+                "resized."
+            ) from error
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         record["image"] = torch.as_tensor(pixels)
         if not self.is_train:

@@ -58,7 +58,7 @@ class SampleStream(Dataset):
         mapper: makes a sample of a record; random numbers come from ``random``, ``numpy.random`` or
             ``torch``. None leaves the record out.
         seed: not negative.
-        max_unreadable: after so many replacements in a row the sample holds no image.
+        max_unreadable: after this many replacements in a row the sample holds no image.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class SampleStream(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         position, index = key
         unreadable: list[tuple[str, str]] = []
+        failed: set[int] = set()
         attempt = 0
         while len(unreadable) <= self._max_unreadable:
             with seeded(self._seed, position, attempt):
@@ -88,10 +89,14 @@ class SampleStream(Dataset):
                     sample = self._mapper(record)
                 except (UnreadableImage, SizeMismatchError, OSError) as error:
                     unreadable.append((record.get("file_name", "?"), str(error)))
+                    failed.add(index)
                     sample = None
                 if sample is not None:
                     return {**sample, _UNREADABLE: unreadable} if unreadable else sample
-                index = random.randrange(len(self._records))
+                if len(failed) == len(self._records):
+                    break
+                while (index := random.randrange(len(self._records))) in failed:
+                    pass
             attempt += 1
             if attempt > self._max_unreadable + 1000:
                 raise InputError("The mapper returns None for every record of the training data.")
@@ -103,10 +108,10 @@ class UnreadableImages:
 
     Args:
         loader: yields lists of samples.
-        limit: so many different files may be unreadable in this process.
+        limit: this many different files may be unreadable in this process.
 
     Raises:
-        InputError: on iteration, when there are more.
+        InputError: on iteration, when there are more, or no image could be read.
     """
 
     def __init__(self, loader: Iterable[list[dict]], limit: int):
@@ -117,8 +122,14 @@ class UnreadableImages:
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self._loader:
             for sample in batch:
-                for file_name, reason in sample.pop(_UNREADABLE, ()):
+                unreadable = sample.pop(_UNREADABLE, ())
+                for file_name, reason in unreadable:
                     self._note(file_name, reason)
+                if unreadable and not sample:
+                    raise InputError(
+                        f"{unreadable[-1][1]} None of the images that were tried in its place can "
+                        "be read either: mend the training data."
+                    )
             yield batch
 
     def _note(self, file_name: str, reason: str) -> None:

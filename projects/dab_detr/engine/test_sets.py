@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from dab_detr.engine.datasets import dataset_names
 from dab_detr.engine.loader import build
+from dab_detr.engine.voc_evaluator import check_voc_evaluator
 from dab_detr.errors import InputError
 
 
@@ -90,7 +91,8 @@ def check_evaluation(cfg: DictConfig) -> None:
     """
     for name in evaluated_sets(cfg):
         build_loader(cfg, name)
-        build_evaluators(cfg, name)
+        for evaluator in build_evaluators(cfg, name):
+            check_voc_evaluator(evaluator)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from dab_detr.files import read_json_lines
@@ -33,21 +34,23 @@ def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> b
 
     if not series("total_loss")[0]:
         return False
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
-    metrics = {name: None for _, record in records for name in record}
-    # of averaged weights and of several data sets, too
-    precision = [name for name in metrics if name.split("/")[-1] in ("AP", "AP50", "AP75")]
-    drawn = (
-        ("Loss of the last decoder layer", ("loss_class", "loss_bbox", "loss_giou")),
-        ("AP on the validation images", precision),
-        ("Learning rate", ("lr",)),
-    )
-    for panel, (title, names) in zip(panels, drawn):
-        for name in names:
-            panel.plot(*series(name), label=name, marker="." if name in precision else None)
-        panel.set(title=title, xlabel="step", ylim=(0, None))
-        panel.grid(alpha=0.3)
-        panel.legend()
-    figure.savefig(output, dpi=100)
+    # names of data sets are no formulas
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        panels = figure.subplots(1, 3)
+        metrics = {name: None for _, record in records for name in record}
+        # of averaged weights and of several data sets, too
+        precision = [name for name in metrics if name.split("/")[-1] in ("AP", "AP50", "AP75")]
+        drawn = (
+            ("Loss of the last decoder layer", ("loss_class", "loss_bbox", "loss_giou")),
+            ("AP on the validation images", precision),
+            ("Learning rate", ("lr",)),
+        )
+        for panel, (title, names) in zip(panels, drawn):
+            for name in names:
+                panel.plot(*series(name), label=name, marker="." if name in precision else None)
+            panel.set(title=title, xlabel="step", ylim=(0, None))
+            panel.grid(alpha=0.3)
+            panel.legend()
+        figure.savefig(output, dpi=100)
     return True

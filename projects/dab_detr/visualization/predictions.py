@@ -1,8 +1,9 @@
 """Predictions drawn into images, with the ground truth beside them."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
+from itertools import count as numbers_from
 from itertools import islice
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.utils.visualizer import ColorMode
 from PIL import Image
 from torch import nn
 
 from dab_detr.data.images import read_image
+from dab_detr.visualization.labels import LabelVisualizer
 
 _LEAST_SIDE = 480
 
@@ -66,25 +68,36 @@ def predictions(
         score_threshold: predictions below it are left out.
 
     Returns:
-        For each of the loader's first ``count`` images the file's name without suffix, and the
-        picture, uint8 RGB ``(H, W, 3)``.
+        For each of the loader's first ``count`` images the file's name without suffix (with a
+        number behind it, if there are several of that name), and the picture, uint8 RGB
+        ``(H, W, 3)``.
     """
     metadata = MetadataCatalog.get(dataset_name)
     # one colour a class where the data set has such, else one an object
     mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     truth = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
-    images = []
+    images: dict[str, np.ndarray] = {}
     with closing(_predict(model, loader)) as outputs:
         for record, instances in islice(outputs, count):
             image = read_image(record["file_name"], size=(record["height"], record["width"]))
             scale = drawing_scale(image)
-            left, right = (Visualizer(image, metadata, scale, mode) for _ in range(2))
-            instances = instances[instances.scores >= score_threshold]
+            left, right = (LabelVisualizer(image, metadata, scale, mode) for _ in range(2))
+            shown = instances.scores >= score_threshold
+            if names := left.class_names:
+                # a model may have more classes than the data set
+                shown &= instances.pred_classes < len(names)
+            instances = instances[shown]
             predicted = left.draw_instance_predictions(instances)
             wanted = right.draw_dataset_dict(truth[record["image_id"]])
             both = np.concatenate((predicted.get_image(), wanted.get_image()), axis=1)
-            images.append((Path(record["file_name"]).stem, both))
-    return images
+            images[_unused_name(Path(record["file_name"]).stem, images)] = both
+    return list(images.items())
+
+
+def _unused_name(stem: str, used: Container[str]) -> str:
+    """Folders may hold images of equal names: "NAME", "NAME-2", "NAME-3" and so on."""
+    names = (stem if number == 1 else f"{stem}-{number}" for number in numbers_from(1))
+    return next(name for name in names if name not in used)
 
 
 @torch.no_grad()

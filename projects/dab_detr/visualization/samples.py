@@ -7,13 +7,13 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig
 from PIL import Image
 
 from dab_detr.data.stream import UnreadableImages
 from dab_detr.engine.datasets import check_datasets, dataset_names, prepare_training_records
 from dab_detr.engine.loader import build, build_train_loader
+from dab_detr.visualization.labels import LabelVisualizer
 from dab_detr.visualization.predictions import drawing_scale
 
 
@@ -44,11 +44,11 @@ def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> l
     files = []
     for number, sample in enumerate(islice(_samples(UnreadableImages(loader, limit)), count)):
         image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
-        visualizer = Visualizer(image, metadata, drawing_scale(image))
+        visualizer = LabelVisualizer(image, metadata, drawing_scale(image))
         objects = sample["instances"]
         visualizer.overlay_instances(
             boxes=objects.gt_boxes,
-            labels=[metadata.thing_classes[index] for index in objects.gt_classes],
+            labels=[visualizer.class_names[index] for index in objects.gt_classes],
         )
         file = Path(folder) / f"{number:04d}_{Path(sample['file_name']).stem}.png"
         Image.fromarray(visualizer.get_output().get_image()).save(file)

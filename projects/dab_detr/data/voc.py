@@ -1,0 +1,128 @@
+"""Pascal VOC's annotations, as they are found: with parts missing, and decimal coordinates."""
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from dab_detr.errors import InputError
+
+
+class VOCObject(NamedTuple):
+    """An object of an image.
+
+    Attributes:
+        name: of its class.
+        box: xmin, ymin, xmax, ymax; pixels counted from 1, both ends included.
+        difficult: not counted in VOC's own evaluation.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+
+
+class VOCImage(NamedTuple):
+    """An annotation file."""
+
+    name: str
+    path: str
+    height: int
+    width: int
+    objects: list[VOCObject]
+
+
+def voc_images(dirname: str, split: str, class_names: Sequence[str]) -> Iterator[VOCImage]:
+    """Read the annotations of a split in VOC's layout.
+
+    Args:
+        dirname: holds ``Annotations``, ``ImageSets`` and ``JPEGImages``.
+        split: names ``ImageSets/Main/<split>.txt``, which lists the images.
+        class_names: all that may occur.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    list_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
+    try:
+        with PathManager.open(list_file) as file:
+            # a class's own lists have a number behind the name
+            names = [line.split()[0] for line in file if line.strip()]
+    except OSError as error:
+        raise InputError(f"The list of images {list_file} cannot be read: {error}.") from error
+    for name in names:
+        image = read_annotation(os.path.join(dirname, "Annotations", f"{name}.xml"), name)
+        for found in image.objects:
+            if found.name not in class_names:
+                raise InputError(
+                    f"The annotation {image.path} has an object of the class {found.name!r}; the "
+                    f"data set has {', '.join(class_names)}."
+                )
+        yield image
+
+
+def read_annotation(path: str | os.PathLike, name: str | None = None) -> VOCImage:
+    """Read an annotation file. Only size, names and boxes have to be there.
+
+    Args:
+        name: of the image; None: the file's.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    try:
+        with PathManager.open(os.fspath(path)) as file:
+            root = ET.parse(file).getroot()
+    except (OSError, ET.ParseError, UnicodeDecodeError) as error:
+        raise InputError(f"The annotation {path} cannot be read as XML: {error}.") from error
+    width, height = (_number(path, root, f"size/{side}") for side in ("width", "height"))
+    objects = []
+    for node in root.findall("object"):
+        label = (node.findtext("name") or "").strip()
+        if not label:
+            raise InputError(f"The annotation {path} has an object without a name.")
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        box = tuple(_number(path, node, f"bndbox/{side}") for side in sides)
+        difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
+        objects.append(VOCObject(label, box, difficult))
+    return VOCImage(name or Path(path).stem, os.fspath(path), int(height), int(width), objects)
+
+
+def _number(path: str | os.PathLike, node: ET.Element, place: str) -> float:
+    text = node.findtext(place)
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        what = "lacks" if text is None else f"has {text!r} as"
+        raise InputError(
+            f"The annotation {path} {what} {node.tag}/{place}; a number is needed."
+        ) from None
+
+
+def voc_records(dirname: str, split: str, class_names: Sequence[str]) -> list[dict]:
+    """Records in Detectron2's standard format, difficult objects included, as Detectron2 has them.
+
+    Args, Raises: as of :func:`voc_images`.
+    """
+    return [
+        {
+            "file_name": os.path.join(dirname, "JPEGImages", f"{image.name}.jpg"),
+            "image_id": image.name,
+            "height": image.height,
+            "width": image.width,
+            "annotations": [
+                {
+                    "category_id": list(class_names).index(found.name),
+                    # from pixels counted from 1 to edges counted from 0
+                    "bbox": [found.box[0] - 1, found.box[1] - 1, *found.box[2:]],
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                }
+                for found in image.objects
+            ],
+        }
+        for image in voc_images(dirname, split, class_names)
+    ]

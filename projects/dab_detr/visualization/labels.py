@@ -1,0 +1,88 @@
+"""Class names as matplotlib can draw them: as plain text, in a font that has their letters."""
+
+import functools
+import logging
+import unicodedata
+from typing import Any
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
+
+from dab_detr.errors import listed
+
+_INVISIBLE = ("Cc", "Cf", "Zs")
+
+logger = logging.getLogger(__name__)
+
+
+class LabelVisualizer(Visualizer):
+    """Detectron2's visualizer, whose class names are text in fonts that have their letters.
+
+    Args:
+        image, scale, instance_mode: as for :class:`detectron2.utils.visualizer.Visualizer`.
+        metadata: with ``thing_classes``. A name that no font has all letters of is drawn as
+            "class" and its number.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        metadata: Metadata,
+        scale: float = 1.0,
+        instance_mode: ColorMode = ColorMode.IMAGE,
+    ):
+        names, fallbacks = _fonts(tuple(metadata.get("thing_classes") or ()))
+        self.class_names = list(names)
+        self._families = ["sans-serif", *fallbacks]
+        drawn = Metadata().set(thing_classes=self.class_names)
+        if metadata.get("thing_colors"):
+            drawn.set(thing_colors=metadata.thing_colors)
+        super().__init__(image, drawn, scale, instance_mode)
+
+    def draw_text(self, *args: Any, **kwargs: Any) -> VisImage:
+        output = super().draw_text(*args, **kwargs)
+        text = output.ax.texts[-1]
+        text.set_fontfamily(self._families)
+        text.set_parse_math(False)
+        return output
+
+
+@functools.lru_cache(maxsize=32)
+def _fonts(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names to draw, and font families for letters that the usual font lacks."""
+    usual = font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))
+    # spaces, controls and joiners are not drawn
+    lacking = {x for name in names for x in name if unicodedata.category(x) not in _INVISIBLE}
+    lacking -= _letters(usual)
+    families: dict[str, str] = {}
+    for font in font_manager.fontManager.ttflist if lacking else ():
+        # LastResort draws a frame for every letter
+        if "LastResort" in font.name or font.name in families.values():
+            continue
+        for letter in lacking & _letters(font.fname):
+            families.setdefault(letter, font.name)
+    drawn = []
+    without_font = []
+    for index, name in enumerate(names):
+        if any(letter in lacking and letter not in families for letter in name):
+            without_font.append(name)
+            name = f"class {index}"
+        drawn.append(name)
+    if without_font:
+        logger.warning(
+            "No installed font has all letters of these class names, so pictures show the class's "
+            f"number: {listed(without_font)}."
+        )
+    return tuple(drawn), tuple(dict.fromkeys(families.values()))
+
+
+@functools.cache
+def _letters(path: str) -> frozenset[str]:
+    try:
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
+    # a damaged font file has none
+    except (OSError, RuntimeError):
+        return frozenset()
