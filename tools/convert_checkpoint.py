@@ -24,8 +24,8 @@ from dab_detr.errors import InputError
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Reads the published .pth, detrex's .pth, a directory or .safetensors of "
-        "transformers, and this project's own; the layout is recognised.",
+        epilog="Reads the published .pth, detrex's and mmdetection's .pth, a directory or "
+        ".safetensors of transformers, and this project's own; the layout is recognised.",
     )
     parser.add_argument("input", metavar="IN", help="a file, or a directory of transformers")
     parser.add_argument(

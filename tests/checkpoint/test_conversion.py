@@ -286,7 +286,8 @@ def test_backbone_weights_reach_a_feature_pyramid_and_must_be_of_its_depth(tmp_p
 
 
 def from_torchvision_names(state):
-    from dab_detr.checkpoint.layouts import TORCHVISION, translate
+    from dab_detr.checkpoint.layout import translate
+    from dab_detr.checkpoint.pretrained import TORCHVISION
 
     return {
         translate(f"backbone.{k}", TORCHVISION.rows, backward=True): v for k, v in state.items()

@@ -34,9 +34,10 @@ _OWN_NAME = re.compile(r"model_(\d{7}|final)\.pth")
 class Checkpointer(DetectionCheckpointer):
     """Recognises the layout of a file by itself and refuses what does not fit.
 
-    Reads this project's, the published, detrex's and transformers' DAB-DETR, torchvision's ResNet,
-    and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run. What this project wrote says
-    so (see :mod:`dab_detr.checkpoint.description`) and is compared with the model alone.
+    Reads this project's, the published, detrex's, transformers' and mmdetection's DAB-DETR,
+    torchvision's ResNet, and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run. What
+    this project wrote says so (see :mod:`dab_detr.checkpoint.description`) and is compared with the
+    model alone.
 
     Args:
         model, save_dir, **checkpointables: as in :class:`DetectionCheckpointer`.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dab_detr.checkpoint.classes import CLASS_WEIGHT, RAW_COCO_NAMES
-from dab_detr.checkpoint.layouts import DAB_DETR, LAYOUTS, Layout, recognise, translate
+from dab_detr.checkpoint.layout import Layout, translate
+from dab_detr.checkpoint.layouts import DAB_DETR, LAYOUTS, recognise
 from dab_detr.errors import InputError, listed
 from dab_detr.modeling.transformer import DABTransformer
 
@@ -92,16 +93,11 @@ def to_dab_detr(
             conversion.state[SIZES] = anchors[:, 2:].clone()
     if layout.separate_qkv:
         _pack_qkv(layout, remaining, conversion)
-    unknown = []
-    for name, tensor in remaining.items():
-        ours = translate(name, layout.rows)
-        if ours is None:
-            unknown.append(name)
-        else:
-            conversion.state[ours] = tensor
-            conversion.used[name] = ours
-    if unknown:
+    places = {name: translate(name, layout.rows) for name in remaining}
+    if unknown := [name for name, ours in places.items() if ours is None]:
         raise InputError(f"The layout {layout.name} has no {listed(unknown)}.")
+    conversion.state |= {ours: remaining[name] for name, ours in places.items()}
+    conversion.used |= places
     if not layout.backbone_alone:
         _check_transformer(conversion)
         if len(conversion.state[CLASS_WEIGHT]) == len(RAW_COCO_NAMES):

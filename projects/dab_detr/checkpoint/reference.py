@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from dab_detr.checkpoint.conversion import to_dab_detr
-from dab_detr.checkpoint.layouts import OFFICIAL, translate
+from dab_detr.checkpoint.layout import translate
+from dab_detr.checkpoint.official import OFFICIAL
 from dab_detr.compiling import compile_for_training
 from dab_detr.errors import InputError
 from dab_detr.modeling.criterion import SetCriterion

@@ -15,7 +15,7 @@ from torch import Tensor
 from dab_detr.checkpoint.classes import CLASS_WEIGHT
 from dab_detr.checkpoint.conversion import RESNET_DEPTHS, architecture, from_dab_detr
 from dab_detr.checkpoint.description import KEY
-from dab_detr.checkpoint.layouts import HF, HF_TIMM
+from dab_detr.checkpoint.huggingface import HF, HF_TIMM
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 
