@@ -5,6 +5,8 @@ import shutil
 import sys
 
 import torch
+from torch import nn
+from torch.fx.experimental import _config as fx_config
 
 from dab_detr.errors import InputError
 from dab_detr.modeling.transformer import DABTransformer
@@ -45,4 +47,18 @@ def compile_for_training(transformer: DABTransformer, **options) -> None:
     # It would cut them to send gradients early, and PyTorch 2.14 cannot cut one that is for all
     # sizes. The backbone's backward pass comes later and hides the sending.
     torch._dynamo.config.optimize_ddp = False
-    transformer.compile(dynamic=True, **options)
+    compile_for_all_sizes(transformer, **options)
+
+
+def compile_for_all_sizes(module: nn.Module, **options) -> None:
+    """Compile it in place to a graph that takes images of all sizes, square and oblong ones.
+
+    From then on no graph of this process is bound to sizes that happened to be equal.
+
+    Args:
+        options: of :func:`torch.compile`.
+    """
+    # PyTorch would take height and width of a first, square image for one and the same number, and
+    # compile again for the first image that is not square
+    fx_config.use_duck_shape = False
+    module.compile(dynamic=True, **options)

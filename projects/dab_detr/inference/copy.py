@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from dab_detr.compiling import require_compiler
+from dab_detr.compiling import compile_for_all_sizes, require_compiler
 from dab_detr.modeling.folding import fold_norms
 from dab_detr.modeling.meta_arch import DABDETR
 
@@ -48,7 +48,7 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
     if compile:
         options = {"freezing": True, "triton.cudagraphs": cuda_graphs}
         for part in (copied.backbone, copied.transformer):
-            part.compile(dynamic=True, options=options)
+            compile_for_all_sizes(part, options=options)
         copied.register_forward_pre_hook(_refuse_gradients)
     return copied
 
