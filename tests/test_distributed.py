@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import FPN
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -20,6 +21,7 @@ from dab_detr.engine.nonfinite import NonFiniteSteps
 from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
+from dab_detr.engine.unused import freeze_unused
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
@@ -170,6 +172,56 @@ def test_fine_tuning_to_other_classes_gives_all_processes_one_class_head(
         fine_tune, str(datasets_root), f"train.init_checkpoint={tmp_path}/seven.pth",
         f"train.output_dir={tmp_path / 'out'}",
     )  # fmt: skip
+    assert first == second
+
+
+def train_on_a_pyramid(rank, datasets, folder):
+    """Two steps of a model that takes one level of several; DDP fails at the second if it waits."""
+    os.environ["DETECTRON2_DATASETS"] = datasets
+    forget_tiny()
+    overrides = ["train.max_iter=2", "train.pictures.tensorboard=0", f"train.output_dir={folder}"]
+    cfg = get_config(CONFIG, overrides)
+    cfg.model.backbone.out_features = ["res2", "res3"]
+    cfg.model.backbone = LazyCall(FPN)(
+        bottom_up=cfg.model.backbone, in_features=["res2", "res3"], out_channels=16
+    )
+    cfg.model.in_features = ["p3"]
+    default_setup(cfg, None)
+    model = instantiate(cfg.model)
+    start = {name: x.clone() for name, x in model.named_parameters()}
+    train(cfg, model, torch.device("cpu"), resume=False)
+    changed = {name for name, x in model.named_parameters() if not torch.equal(x, start[name])}
+    return sorted(name for name in start if "fpn" in name and name not in changed)
+
+
+def test_a_level_of_a_feature_pyramid_trains_on_several_processes(
+    both, datasets_root, tmp_path, forget_tiny
+):
+    # the second process begins with the weights of the first
+    unchanged, _ = both(train_on_a_pyramid, str(datasets_root), str(tmp_path))
+    # the way to p2 alone
+    parts = ("lateral2", "output2")
+    assert unchanged == [f"backbone.fpn_{x}.{y}" for x in parts for y in ("bias", "weight")]
+
+
+def step_of(rank, name):
+    """Two steps of a config's model on small images, on both processes."""
+    small = ["model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_queries=8"]
+    model = instantiate(get_config(name, small).model)
+    freeze_unused(model)
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    objects = Instances(
+        (64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])), gt_classes=torch.tensor([rank])
+    )
+    for _ in range(2):
+        image = {"image": torch.rand(3, 64, 64) * 255, "instances": objects}
+        sum(parallel([image], num_boxes=1.0).values()).backward()
+    require_equal_weights(model)
+    return [p.grad.abs().sum().item() for p in model.parameters() if p.requires_grad]
+
+
+def test_the_pyramids_config_takes_steps_on_several_processes(both):
+    first, second = both(step_of, "backbones/r50_fpn_p4.py")
     assert first == second
 
 

@@ -6,8 +6,9 @@ from detectron2.modeling import FPN
 from ..dab_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, train
 
 _resnet = model.backbone
-_resnet.out_features = ["res3", "res4", "res5"]
-model.backbone = L(FPN)(bottom_up=_resnet, in_features=["res3", "res4", "res5"], out_channels=256)
+# finer levels would not reach p4
+_resnet.out_features = ["res4", "res5"]
+model.backbone = L(FPN)(bottom_up=_resnet, in_features=["res4", "res5"], out_channels=256)
 model.in_features = ["p4"]
 # weights of the backbone go here; none are assumed
 train.init_checkpoint = ""

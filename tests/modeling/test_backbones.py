@@ -7,6 +7,7 @@ from detectron2.config import instantiate
 
 from dab_detr.checkpoint import Checkpointer
 from dab_detr.config import get_config, list_configs
+from dab_detr.engine.unused import freeze_unused
 from dab_detr.errors import InputError
 from dab_detr.modeling import DABDETR
 
@@ -65,9 +66,13 @@ def test_other_backbones_train_and_predict(name, batch):
     # as they are trained
     model.to(memory_format=torch.channels_last)
     inputs = batch(((96, 96), (64, 90)))
+    freeze_unused(model)
     losses = model(inputs)
     assert sum(losses.values()).isfinite()
     sum(losses.values()).backward()
+    # several processes wait for the gradient of every parameter that is not frozen
+    waited_for = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name, gradient in waited_for.items() if gradient is None]
     # what only feeds other levels gets none; of the level's own way most parameters do
     trained = [p.grad is not None and bool(p.grad.any()) for p in model.backbone.parameters()]
     assert sum(trained) > 0.5 * len(trained)
@@ -188,3 +193,25 @@ def test_a_size_that_timm_refuses_later_is_told_in_a_sentence():
 def test_wrong_arguments_for_timm_are_told_in_a_sentence(arguments, words):
     with pytest.raises(ValueError, match=words):
         timm_backbone("vit_tiny_patch16_224", **arguments)
+
+
+@pytest.mark.parametrize(
+    "level, unused",
+    [("p4", ["lateral3", "output3", "output5"]), ("p3", ["output4", "output5"]), ("res5", None)],
+)
+def test_only_what_feeds_other_levels_is_frozen(level, unused):
+    cfg = get_config("backbones/r50_fpn_p4.py")
+    cfg.model.backbone.bottom_up.out_features = ["res3", "res4", "res5"]
+    cfg.model.backbone.bottom_up.stem.norm = "BN"
+    cfg.model.backbone.in_features = ["res3", "res4", "res5"]
+    cfg.model.in_features = [level]
+    if unused is None:
+        cfg.model.backbone, unused = cfg.model.backbone.bottom_up, []
+    model = instantiate(cfg.model).train()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    expected = {f"backbone.fpn_{name}.{part}" for name in unused for part in ("weight", "bias")}
+    assert set(freeze_unused(model)) == expected
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen | expected
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert all(module.training for module in model.backbone.modules())

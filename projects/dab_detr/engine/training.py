@@ -41,6 +41,7 @@ from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.resuming import find_checkpoints, resume_training
 from dab_detr.engine.test_sets import build_loader, check_evaluation, evaluated_sets, label
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
+from dab_detr.engine.unused import freeze_unused
 from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
 from dab_detr.errors import InputError
 from dab_detr.inference.copy import inference_copy
@@ -117,6 +118,8 @@ def train(
     if not found:
         # before DDP hands the first process's weights to all: each may draw a class head of its own
         checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    if comm.get_world_size() > 1 and not cfg.train.ddp.find_unused_parameters:
+        freeze_unused(model)
     parallel = create_ddp_model(
         model,
         device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,

@@ -1,0 +1,56 @@
+"""Parameters of a backbone that the one level in use does not depend on."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from dab_detr.errors import listed
+
+logger = logging.getLogger(__name__)
+# pixels: of every backbone's stride a multiple
+_SIDE = 128
+
+
+def freeze_unused(model: nn.Module) -> list[str]:
+    """Freeze what would never get a gradient, for which DistributedDataParallel would wait.
+
+    Those are layers for other levels, as in a feature pyramid. They do not change in a single
+    process either.
+
+    Args:
+        model: a :class:`~dab_detr.modeling.DABDETR`; its mode and statistics stay as they are.
+
+    Returns:
+        The names of the parameters.
+    """
+    used = _used(model)
+    names = []
+    for name, parameter in model.backbone.named_parameters(prefix="backbone"):
+        if parameter.requires_grad and id(parameter) not in used:
+            parameter.requires_grad = False
+            names.append(name)
+    if names:
+        logger.info(f"Frozen, because {model.in_feature} does not need them: {listed(names)}.")
+    return names
+
+
+def _used(model: nn.Module) -> set[int]:
+    """The ids of the parameters from which there is a way to the level in use."""
+    image = torch.zeros(1, model.pixel_mean.numel(), _SIDE, _SIDE, device=model.device)
+    modes = {module: module.training for module in model.backbone.modules()}
+    # batch norms would note the image, and drop paths draw numbers
+    model.backbone.eval()
+    with torch.enable_grad():
+        feature: Tensor = model.backbone(image)[model.in_feature]
+    for module, mode in modes.items():
+        module.training = mode
+    waiting, seen, used = [feature.grad_fn], {None}, set()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            # a leaf of the graph has the parameter
+            used.add(id(getattr(node, "variable", None)))
+            waiting += [following for following, _ in node.next_functions]
+    return used
