@@ -78,6 +78,13 @@ def test_an_unreadable_image_is_replaced_by_the_same_other_one_each_time():
         assert first["unreadable"][0][0] == name
 
 
+def test_a_file_that_several_records_have_counts_once():
+    twice = [{"file_name": "1.png"}, {"file_name": "1.png"}, {"file_name": "0.png"}]
+    for seed in range(20):
+        stream = SampleStream(twice, refuse("1.png"), seed=seed, max_unreadable=1)
+        assert stream[0, 0]["file_name"] == "0.png"
+
+
 def test_unreadable_images_are_counted_by_file(caplog):
     stream = SampleStream(RECORDS, refuse("1.png", "2.png", "3.png"), seed=5, max_unreadable=2)
     batches = [[stream[0, 1]], [stream[1, 0]], [stream[2, 1]], [stream[3, 2]]]

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from digits import write_digits
 from PIL import Image
 
+from dab_detr.config import get_config
+from dab_detr.data.images import UnreadableImage
 from dab_detr.engine.main import main
 
 PARTS = "train", "val"
@@ -385,6 +388,26 @@ def test_an_image_too_narrow_to_be_resized_counts_as_unreadable(own_data, run, t
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "2.png is 3000 x 1 pixels, too narrow to be resized" in log
     assert "Another image takes its place" in log
+
+
+def test_a_narrow_image_takes_no_memory_by_the_published_crop(own_data, tmp_path):
+    """Its short side would become 400 pixels or more, its long side a million."""
+    Image.new("RGB", (3000, 1)).save(tmp_path / "line.png")
+    mapper = instantiate(get_config("dab_detr_r50_50ep.py").dataloader.train.mapper)
+    for _ in range(8):
+        with pytest.raises(UnreadableImage, match="3000 x 1 pixels, too narrow"):
+            mapper({"file_name": str(tmp_path / "line.png"), "annotations": []})
+
+
+def test_a_narrow_image_to_evaluate_is_found_before_the_first_step(own_data, run, tmp_path, capsys):
+    train, val = own_data("train"), own_data("val")
+    content = json.loads(Path(val[1]).read_text())
+    narrow(content, val[0])
+    Path(val[1]).write_text(json.dumps(content))
+    assert run(train, val) == 1
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert "2.png is 3000 x 1 pixels, too narrow to be resized" in last
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from dab_detr.visualization.predictions import draw_predictions
+from dab_detr.visualization.predictions import draw_predictions, drawing_scale
 
 
 class OneBox(torch.nn.Module):
@@ -51,3 +52,19 @@ def test_predictions_are_left_and_ground_truth_right(tiny_shapes, tmp_path):
         x, y, width, height = record["annotations"][0]["bbox"]
         truth = np.array([x, y, x + width, y + height]) * scale
         assert changed(right, image, truth) > 0.5
+
+
+@pytest.mark.parametrize(
+    "height, width, scale",
+    [
+        (64, 64, 7.5),
+        (48, 64, 10),
+        (800, 1333, 1),
+        (4, 2000, 2.048),
+        (9, 4097, 1),
+        (200, 80000, 0.75),
+    ],
+)
+def test_pictures_of_small_images_are_enlarged_within_what_can_be_drawn(height, width, scale):
+    for shape in ((height, width, 3), (width, height, 3)):
+        assert drawing_scale(np.zeros(shape, np.uint8)) == pytest.approx(scale)

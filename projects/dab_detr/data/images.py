@@ -20,6 +20,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Resized, a narrower image loses all its pixels or takes gigabytes of memory.
+_MOST_ASPECT_RATIO = 500
 _QUARTER_TURNS = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 
 
@@ -44,7 +46,8 @@ def read_image(
         uint8 ``(H, W, 3)``.
 
     Raises:
-        UnreadableImage: if the file is missing, damaged, of an unknown kind or of another size.
+        UnreadableImage: if the file is missing, damaged, of an unknown kind, of another size, or
+            more than 500 times as long as it is wide.
     """
     with _opened(path) as image:
         image.load()
@@ -60,7 +63,7 @@ def image_size(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
         path, size: as for :func:`read_image`.
 
     Raises:
-        UnreadableImage: if the file is missing, of an unknown kind or of another size.
+        UnreadableImage: if the file is missing, of an unknown kind, of another size, or too narrow.
     """
     with _opened(path) as image:
         if size is not None and image.size == (size[1], size[0]):
@@ -99,7 +102,13 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """An image whose pixels have not been decoded; an error inside makes it unreadable."""
     try:
         with PathManager.open(os.fspath(path), "rb") as file:
-            yield Image.open(file)
+            image = Image.open(file)
+            if max(image.size) > _MOST_ASPECT_RATIO * min(image.size):
+                raise UnreadableImage(
+                    f"The image {path} is {image.size[0]} x {image.size[1]} pixels, too narrow to "
+                    f"be resized: one side is more than {_MOST_ASPECT_RATIO} times the other."
+                )
+            yield image
     except (MemoryError, UnreadableImage):
         raise
     # decoders stumble over damaged files in many ways

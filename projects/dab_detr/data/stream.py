@@ -82,7 +82,8 @@ class SampleStream(Dataset):
         unreadable: list[tuple[str, str]] = []
         failed: set[int] = set()
         attempt = 0
-        while len(unreadable) <= self._max_unreadable:
+        # a file may be in several records
+        while len(dict(unreadable)) <= self._max_unreadable:
             with seeded(self._seed, position, attempt):
                 record = self._records[index]
                 try:

@@ -18,12 +18,17 @@ from torch import nn
 from dab_detr.data.images import read_image
 from dab_detr.visualization.labels import LabelVisualizer
 
+# pixels: what small images are enlarged to, unless their long side would pass the second number;
+# matplotlib draws up to 65535
 _LEAST_SIDE = 480
+_MOST_ENLARGED = 4096
+_MOST_SIDE = 60000
 
 
 def drawing_scale(image: np.ndarray) -> float:
     """By what a small image is enlarged, so that labels do not cover what they name."""
-    return max(1.0, _LEAST_SIDE / min(image.shape[:2]))
+    short, long = sorted(image.shape[:2])
+    return min(max(1.0, _LEAST_SIDE / short), max(1.0, _MOST_ENLARGED / long), _MOST_SIDE / long)
 
 
 def draw_predictions(
