@@ -65,6 +65,45 @@ def test_lazy_config_and_yaml_build_the_same_model():
     assert lazy.criterion.weights == from_yaml.criterion.weights
 
 
+def test_every_key_of_a_yaml_config_reaches_the_model():
+    small = dict(zip(SMALL_YAML[::2], SMALL_YAML[1::2]))
+    other = {
+        "NUM_CLASSES": 4, "NUM_SELECT": 7, "DROPOUT": 0.25, "NUM_PATTERNS": 2, "QUERY_DIM": 2,
+        "ANCHOR_INIT": "grid", "FREEZE_ANCHOR_CENTERS": True, "MODULATE_HW_ATTENTION": False,
+        "UPDATE_ANCHORS": False, "SHARE_BOX_HEAD": False, "KEY_TEMPERATURE": 11.0,
+        "QUERY_TEMPERATURE": 12.0, "NUM_QUERIES": 9, "D_MODEL": 16, "NUM_HEADS": 2,
+        "FFN_DIM": 24, "NUM_ENCODER_LAYERS": 2, "NUM_DECODER_LAYERS": 3,
+        **{f"LOSS.COST_{x}": i + 21.0 for i, x in enumerate(("CLASS", "BBOX", "GIOU"))},
+        **{f"LOSS.WEIGHT_{x}": i + 31.0 for i, x in enumerate(("CLASS", "BBOX", "GIOU"))},
+        "LOSS.FOCAL_ALPHA": 0.5, "LOSS.FOCAL_GAMMA": 3.0,
+    }  # fmt: skip
+    keys = yaml_config().MODEL.DAB_DETR
+    every = {k for k in keys if k != "LOSS"} | {f"LOSS.{k}" for k in keys.LOSS}
+    assert every - other.keys() == {"IN_FEATURES"}
+    overrides = small | {f"MODEL.DAB_DETR.{key}": str(value) for key, value in other.items()}
+    model = build_model(yaml_config(*(x for pair in overrides.items() for x in pair)))
+    matcher, transformer, decoder = (
+        model.criterion.matcher, model.transformer, model.transformer.decoder,
+    )  # fmt: skip
+    assert (model.num_classes, model.num_select) == (4, 7)
+    assert (matcher.class_weight, matcher.bbox_weight, matcher.giou_weight) == (21, 22, 23)
+    weights = {f"loss_{x}": i for x, i in (("class", 31), ("bbox", 32), ("giou", 33))}
+    assert model.criterion.weights == weights
+    assert (matcher.focal_alpha, matcher.focal_gamma) == (0.5, 3)
+    assert (model.criterion.focal_alpha, model.criterion.focal_gamma) == (0.5, 3)
+    assert transformer.key_encoding.temperature == 11 and decoder.query_temperature == 12
+    assert transformer.dropout == 0.25 and not decoder.update_anchors
+    assert decoder.reference_size is None and len(decoder.box_heads) == 3
+    assert transformer.anchors.patterns.weight.shape == (2, 16)
+    centers = transformer.anchors.center_logits
+    assert centers.shape == (9, 2) and not centers.requires_grad
+    grid = torch.tensor([1 / 6, 3 / 6, 5 / 6])
+    torch.testing.assert_close(centers.sigmoid()[:3, 0], grid)
+    assert len(transformer.encoder.layers) == 2 and len(decoder.layers) == 3
+    assert decoder.layers[0].feed_forward.linear1.weight.shape == (24, 16)
+    assert decoder.layers[0].self_attention.num_heads == 2
+
+
 def test_detectron2s_default_trainer_and_predictor_run_it(tiny_shapes, tmp_path):
     train, val = tiny_shapes
     cfg = yaml_config(*SMALL_YAML, "OUTPUT_DIR", str(tmp_path))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
+from four_stages import own_model
 
 from dab_detr.checkpoint import Checkpointer
 from dab_detr.checkpoint.classes import COCO_NAMES, COCO_ROWS, RAW_COCO_NAMES, fit_classes
@@ -418,3 +419,17 @@ def test_an_interrupted_replacement_of_a_directory_keeps_the_old_one(
         write_hf(own, tmp_path / "hf")
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_what_one_decoder_layer_does_not_use_is_left_out(tmp_path):
+    """The published code has the content's scale for one layer, too, which never uses it."""
+    state = from_dab_detr(own_model(num_decoder_layers=1).state_dict(), "official")
+    unused = {
+        f"transformer.decoder.query_scale.layers.{i}.{part}": torch.rand(shape)
+        for i in range(2)
+        for part, shape in (("weight", (32, 32)), ("bias", (32,)))
+    }
+    conversion = to_dab_detr(state | unused)
+    assert conversion.ignored == dict.fromkeys(unused, "one layer does not use it")
+    torch.save({"model": state | unused}, tmp_path / "one.pth")
+    Checkpointer(own_model(num_decoder_layers=1), complete=True).load(str(tmp_path / "one.pth"))

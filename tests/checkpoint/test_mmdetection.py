@@ -121,5 +121,8 @@ def test_mmdetections_tensors_find_their_places(tmp_path, mmcv):
         "backbone.layer2.1.bn3.weight": "backbone.res3.1.conv3.norm.weight",
     }.items():
         assert torch.equal(loaded[ours], state[theirs]), theirs
+    # it has no raw COCO ids
+    state |= {name: torch.rand(shape) for name, shape in linear("bbox_head.fc_cls", D, 91).items()}
+    assert to_dab_detr(state).class_names is None
     anchors = state["query_embedding.weight"]
     assert torch.equal(loaded["transformer.anchors.size_logits"], anchors[:, 2:])

@@ -108,12 +108,16 @@ def test_differs_at_the_border_where_its_eps_is_smaller(tmp_path):
     assert (difference[:, 0] > 0.5).all()
 
 
-def test_what_we_write_transformers_loads_and_computes_the_same(tmp_path):
-    ours = own_model()
+@pytest.mark.parametrize("num_patterns, temperature", [(0, 20), (2, 10)])
+def test_what_we_write_transformers_loads_and_computes_the_same(
+    tmp_path, num_patterns, temperature
+):
+    ours = own_model(num_patterns)
+    ours.transformer.key_encoding.temperature = temperature
     with torch.no_grad():
         for box_head in ours.transformer.decoder.box_heads:
             box_head.layers[-1].weight.normal_(std=0.1)
-    write_hf(ours.state_dict(), tmp_path / "hf", num_heads=4)
+    write_hf(ours.state_dict(), tmp_path / "hf", num_heads=4, key_temperature=temperature)
     theirs, report = transformers.DabDetrForObjectDetection.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )

@@ -7,7 +7,7 @@ from dab_detr.modeling import DABDETR
 WIDTHS, CLASSES, QUERIES = [16, 32, 48, 64], 7, 12
 
 
-def own_model(num_patterns=0):
+def own_model(num_patterns=0, num_decoder_layers=3):
     stages, in_channels = [], 16
     for stage, (width, depth) in enumerate(zip(WIDTHS, [1, 2, 1, 1])):
         stages.append(
@@ -30,7 +30,7 @@ def own_model(num_patterns=0):
         d_model=32,
         num_heads=4,
         num_encoder_layers=2,
-        num_decoder_layers=3,
+        num_decoder_layers=num_decoder_layers,
         ffn_dim=64,
         num_queries=QUERIES,
         num_patterns=num_patterns,

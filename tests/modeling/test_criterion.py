@@ -169,6 +169,18 @@ def test_predictions_that_are_not_finite_have_losses_that_are_not(value):
     assert losses["loss_class_0"].isfinite() and not losses["loss_class_1"].isfinite()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_prediction_that_is_not_finite_is_matched_last(value):
+    class_logits, boxes = torch.zeros(1, 1, 4, 3), torch.full((1, 1, 4, 4), 0.5)
+    class_logits[0, 0, 1] = value
+    boxes[0, 0, 1] = value
+    # far from the object, but numbers
+    boxes[0, 0, 2:, :2] = 0.05
+    targets = Targets(torch.tensor([0, 1, 2]), torch.full((3, 4), 0.5), [3])
+    matches = HungarianMatcher()(class_logits, boxes, targets)
+    assert sorted(matches.query.tolist()) == [0, 2, 3]
+
+
 def test_losses_are_divided_by_a_given_number_of_boxes():
     case = random_case((2, 1), 5)
     criterion = SetCriterion(HungarianMatcher())

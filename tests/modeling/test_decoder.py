@@ -24,6 +24,15 @@ def test_modulation_is_the_ratio_of_reference_and_anchor():
     torch.testing.assert_close(modulate_encoding(encoding, reference, anchors), expected)
 
 
+def test_modulation_stays_in_the_range_of_float16():
+    encoding = torch.tensor([3.0, -3.0]).repeat(8)
+    tiny, reference = torch.zeros(4), torch.ones(2)
+    modulated = modulate_encoding(encoding, reference, tiny)
+    assert modulated.half().isfinite().all()
+    assert torch.equal(modulated.sign(), encoding.sign())
+    assert modulated.abs().min() > 60000
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("logit", [-9.0, -12.0, -120.0, -1000.0, 9.0, 1000.0])
 def test_extreme_anchors_stay_finite(small_transformer, dtype, logit):

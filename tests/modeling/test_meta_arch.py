@@ -139,6 +139,29 @@ def test_a_backbone_that_wants_divisible_sizes_gets_them(small_model, batch, mon
     assert seen[0].shape[-2:] == (64, 64)
 
 
+def test_a_backbone_that_wants_squares_gets_them(small_model, batch, monkeypatch):
+    model = small_model()
+    constraints = {"size_divisibility": 32, "square_size": 128}
+    monkeypatch.setattr(type(model.backbone), "padding_constraints", constraints)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    model(batch(((40, 50), (60, 33))))
+    assert seen[0].shape[-2:] == (128, 128)
+
+
+def test_losses_of_a_part_are_divided_by_the_boxes_of_the_whole(small_model, batch):
+    model = small_model().eval()
+    model.training = True
+    inputs = batch()
+    alone, part = model(inputs), model(inputs, num_boxes=20)
+    for name, loss in alone.items():
+        torch.testing.assert_close(part[name], loss * 5 / 20)
+
+
+def test_pixel_mean_and_std_are_no_part_of_a_checkpoint(small_model):
+    assert not [name for name in small_model().state_dict() if "pixel" in name]
+
+
 def test_survives_pickling_and_state_dict(small_model, batch):
     model = small_model().eval()
     inputs = batch()

@@ -55,8 +55,7 @@ def to_dab_detr(
 ) -> Conversion:
     """Rename and repack the tensors of a whole DAB-DETR or of a torchvision ResNet.
 
-    This project's own files stay as they are, whatever model they are of. Other layouts with 91
-    classes are taken to have COCO's, by raw ids, as the published weights have.
+    This project's own files stay as they are, whatever model they are of.
 
     Args:
         tensors: by name, in one of :data:`~dab_detr.checkpoint.layouts.LAYOUTS`.
@@ -100,7 +99,7 @@ def to_dab_detr(
     conversion.used |= places
     if not layout.backbone_alone:
         _check_transformer(conversion)
-        if len(conversion.state[CLASS_WEIGHT]) == len(RAW_COCO_NAMES):
+        if layout.raw_coco_ids and len(conversion.state[CLASS_WEIGHT]) == len(RAW_COCO_NAMES):
             conversion.class_names = RAW_COCO_NAMES
     _check_resnet(conversion)
     return conversion

@@ -45,6 +45,7 @@ DETREX = Layout(
         ("backbone.{rest}", "backbone.{rest}"),
     ),
     anchors="anchor_box_embed.weight",
+    raw_coco_ids=True,
     copies=(
         *HEAD_COPIES,
         (ENCODER + "ffns.0.activation.{rest}", ENCODER + "ffns.0.layers.0.1.{rest}"),

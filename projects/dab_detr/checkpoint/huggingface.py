@@ -94,6 +94,7 @@ HF = Layout(
         *torchvision_resnet("model.backbone.conv_encoder.model."),
     ),
     anchors="model.query_refpoint_embeddings.weight",
+    raw_coco_ids=True,
     copies=(("model.decoder.bbox_embed.layers.{rest}", "bbox_predictor.layers.{rest}"),),
     separate_qkv="model.encoder.layers.{i}.self_attn.{part}_proj.{rest}",
 )

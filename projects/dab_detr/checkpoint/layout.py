@@ -24,6 +24,7 @@ class Layout:
         copies: templates ``(copy, original)`` of tensors that the layout stores twice.
         separate_qkv: the encoder's packed projection, as three tensors named by this template.
         backbone_alone: it names a pre-trained backbone, no DAB-DETR.
+        raw_coco_ids: 91 classes in it are COCO's, by raw ids, as in the published weights.
         unused: regular expressions of tensors that carry nothing, with the reason.
     """
 
@@ -34,6 +35,7 @@ class Layout:
     copies: tuple[tuple[str, str], ...] = ()
     separate_qkv: str | None = None
     backbone_alone: bool = False
+    raw_coco_ids: bool = False
     unused: tuple[tuple[str, str], ...] = field(
         default=((r"num_batches_tracked$", "frozen batch norms do not count batches"),)
     )

@@ -67,5 +67,6 @@ OFFICIAL = Layout(
         *torchvision_resnet("backbone.0.body."),
     ),
     anchors="refpoint_embed.weight",
+    raw_coco_ids=True,
     copies=HEAD_COPIES,
 )
