@@ -155,14 +155,14 @@ def limited_files(size):
 
 # the weights fit, but not the optimizer's state; the metrics, but no weights
 @pytest.mark.parametrize("size", [2_000_000, 1_000_000])
-def test_a_full_disk_ends_with_a_sentence_and_whole_checkpoints(run, tmp_path, capfd, size):
+def test_a_full_disk_ends_with_a_sentence_and_whole_checkpoints(run, tmp_path, capsys, size):
     out = tmp_path / "out"
     assert run() == 0
     before = {x: (out / x).read_bytes() for x in ("model_final.pth", "last_checkpoint")}
     assert (out / "model_best.pth").stat().st_size < 2_000_000 < len(before["model_final.pth"])
     with limited_files(size):
         assert run("train.max_iter=2", "--resume") == 1
-    *_, last = capfd.readouterr().err.strip().splitlines()
+    *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith(f"train_net.py: {out}/model_")
     assert ".pth cannot be written (File too large)" in last
     assert "Traceback" not in (out / "log.txt").read_text()
