@@ -3,6 +3,8 @@
 import collections
 import io
 import json
+import os
+import pickle
 import zipfile
 
 import numpy as np
@@ -195,3 +197,40 @@ def test_damage_is_told_without_colours_and_advice(tmp_path, content):
     assert message.startswith(f"The checkpoint {file}")
     for word in ("\x1b", "weights_only", "trust", "options", "\n"):
         assert word not in message
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil_was_here",)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"evil{suffix}"
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"model": {"a": Evil()}}))
+    else:
+        torch.save({"model": {"a": Evil()}}, path)
+    with pytest.raises(InputError, match="refused.*could run code"):
+        read_checkpoint(path)
+    assert not (tmp_path / "evil_was_here").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
+def test_damaged_files_are_named(tmp_path, suffix):
+    path = tmp_path / f"cut{suffix}"
+    some = {"bbox_embed.layers.0.bias": torch.ones(1000)}
+    if suffix == ".pth":
+        torch.save({"model": some}, path)
+    elif suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"model": {"a": np.ones(1000)}}))
+    else:
+        save_file(some, path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=rf"{path.name} cannot be read"):
+        read_checkpoint(path)
+    with pytest.raises(InputError, match="no checkpoint file"):
+        read_checkpoint(tmp_path / "missing.pth")
+    with pytest.raises(InputError, match="has none of model.safetensors"):
+        read_checkpoint(tmp_path)
