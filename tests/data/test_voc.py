@@ -9,6 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from PIL import Image
 
+from dab_detr.data.voc import read_annotation
+from dab_detr.errors import InputError
+
 CONFIG = str(Path(__file__).parent / "own_config.py")
 PLAIN = (
     "<object><name>{name}</name><bndbox><xmin>5.4</xmin><ymin>6</ymin><xmax>30.2</xmax>"
@@ -119,8 +122,29 @@ WRONG = {
     "no name": ("<object><bndbox/></object>", "000001.xml has an object without a name"),
     "no box": ("<object><name>cat</name></object>", "000001.xml lacks object/bndbox/xmin"),
     "no number": (PLAIN.format(name="cat").replace("5.4", "five"), "has 'five' as object/bndbox"),
+    "not finite": (PLAIN.format(name="cat").replace("5.4", "nan"), "has 'nan' as object/bndbox"),
     "no XML": ("<object>", "000001.xml cannot be read as XML"),
 }
+
+
+@pytest.mark.parametrize(
+    "start, encoding",
+    [("", "utf-8-sig"), ('<?xml version="1.0" encoding="ISO-8859-1"?>', "latin-1"), ("", "utf-16")],
+)
+def test_files_are_read_in_their_encoding(tmp_path, start, encoding):
+    file = tmp_path / "1.xml"
+    size = "<size><width>64</width><height>48</height></size>"
+    content = f"{start}<annotation>{size}{PLAIN.format(name='Bär')}</annotation>"
+    file.write_bytes(content.encode(encoding))
+    (found,) = read_annotation(file).objects
+    assert found.name == "Bär" and found.box == (5.4, 6, 30.2, 20)
+
+
+def test_an_encoding_that_nobody_knows_is_a_sentence(tmp_path):
+    file = tmp_path / "1.xml"
+    file.write_text('<?xml version="1.0" encoding="klingon"?><annotation/>')
+    with pytest.raises(InputError, match="1.xml cannot be read as XML.*klingon"):
+        read_annotation(file)
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -152,10 +152,12 @@ def test_several_evaluators_of_any_kind_work_together(config, tmp_path):
         L(BoxEvaluator)(dataset_name="unused", output_dir=str(tmp_path / "boxes")),
         L(MeanScore)(required=1),
         L(MeanScore)(required=1, result={"accuracy": torch.tensor(0.5), "note": "fine"}),
+        L(MeanScore)(required=1, result={"by_time": {"day": {"AP": 1.0}, "night": {"AP": 2.0}}}),
     ]
     results = run(cfg)
     tasks = [key for key in results if key.endswith("/few") and "_ema" not in key]
-    assert tasks == ["bbox/few", "bbox_2/few", "accuracy/few"]
+    assert tasks == ["bbox/few", "bbox_2/few", "accuracy/few", "by_time/few"]
+    assert results["by_time/few"] == {"day/AP": 1.0, "night/AP": 2.0}
     assert "AP" in results["bbox/few"] and results["bbox_2/few"].keys() == {"score", "count"}
     assert results["accuracy_ema/rest"] == 0.5
     assert (tmp_path / "boxes_ema" / "few" / "coco_instances_results.json").is_file()
@@ -196,10 +198,17 @@ def test_a_test_loader_that_cannot_be_built_is_refused_before_the_first_step(con
     assert not (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("without", ["test", "evaluator", "both"])
-def test_without_validation_a_training_says_so_once(in_process, tmp_path, without, capsys):
-    parts = ["test", "evaluator"] if without == "both" else [without]
-    arguments = [f"dataloader.{part}=null" for part in parts]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dataloader.test=null"],
+        # a data set that is not there is of no use then
+        ["dataloader.evaluator=null", "dataloader.test.dataset.names=coco_2017_val"],
+        ["dataloader.test=null", "dataloader.evaluator=null"],
+    ],
+    ids=" ".join,
+)
+def test_without_validation_a_training_says_so_once(in_process, tmp_path, arguments, capsys):
     code = in_process(
         "--config-file", CONFIG, f"train.output_dir={tmp_path}", "train.eval_period=1", *arguments
     )
@@ -207,6 +216,13 @@ def test_without_validation_a_training_says_so_once(in_process, tmp_path, withou
     assert capsys.readouterr().out.count("Nothing is evaluated") == 1
     assert (tmp_path / "model_final.pth").is_file()
     assert not (tmp_path / "model_best.pth").exists()
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_an_empty_list_of_evaluators_evaluates_nothing(config, tmp_path):
+    cfg = config()
+    cfg.dataloader.evaluator = []
+    assert run(cfg) == {}
     assert not (tmp_path / "evaluation.json").exists()
 
 

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from PIL import Image
 
 from dab_detr.visualization.curves import draw_curves
@@ -25,3 +26,9 @@ def test_nothing_to_draw_writes_nothing(tmp_path):
     (tmp_path / "metrics.json").write_text('{"iteration": 0}\n')
     assert not draw_curves(tmp_path / "metrics.json", tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_an_evaluation_there_are_the_other_curves(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 0, "total_loss": 1.0, "lr": 0.1}\n')
+    assert draw_curves(tmp_path / "metrics.json", tmp_path / "curve.png")

@@ -1,5 +1,6 @@
 """Pascal VOC's annotations, as they are found: with parts missing, and decimal coordinates."""
 
+import math
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -75,9 +76,11 @@ def read_annotation(path: str | os.PathLike, name: str | None = None) -> VOCImag
         InputError: naming the file and what is wrong with it.
     """
     try:
-        with PathManager.open(os.fspath(path)) as file:
+        # as bytes: the file says what its encoding is
+        with PathManager.open(os.fspath(path), "rb") as file:
             root = ET.parse(file).getroot()
-    except (OSError, ET.ParseError, UnicodeDecodeError) as error:
+    # the last two are for encodings that are unknown
+    except (OSError, ET.ParseError, LookupError, ValueError) as error:
         raise InputError(f"The annotation {path} cannot be read as XML: {error}.") from error
     width, height = (_number(path, root, f"size/{side}") for side in ("width", "height"))
     objects = []
@@ -95,12 +98,13 @@ def read_annotation(path: str | os.PathLike, name: str | None = None) -> VOCImag
 def _number(path: str | os.PathLike, node: ET.Element, place: str) -> float:
     text = node.findtext(place)
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
         what = "lacks" if text is None else f"has {text!r} as"
-        raise InputError(
-            f"The annotation {path} {what} {node.tag}/{place}; a number is needed."
-        ) from None
+        raise InputError(f"The annotation {path} {what} {node.tag}/{place}; a number is needed.")
+    return number
 
 
 def voc_records(dirname: str, split: str, class_names: Sequence[str]) -> list[dict]:

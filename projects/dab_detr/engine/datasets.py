@@ -62,12 +62,15 @@ def use_own_data(
 
 
 def dataset_names(cfg: DictConfig, part: str) -> list[str]:
-    """The names in ``dataloader.<part>.dataset``: one or a list of them, none without that part.
+    """The names in ``dataloader.<part>.dataset``: one or a list of them.
+
+    There are none without that section, nor for ``test`` without ``dataloader.evaluator``.
 
     Raises:
         InputError: if the section names no data sets.
     """
-    if cfg.dataloader.get(part) is None:
+    needed = (part, "evaluator") if part == "test" else (part,)
+    if not all(cfg.dataloader.get(section) for section in needed):
         return []
     names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names")
     if not names:

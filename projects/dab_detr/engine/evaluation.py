@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -110,19 +115,8 @@ def _run(model: nn.Module, loader: Any, evaluators: list[DatasetEvaluator]) -> d
     return results
 
 
-class _Together(DatasetEvaluator):
+class _Together(DatasetEvaluators):
     """Several evaluators at once. Of equal tasks the second gets the name "<task>_2", and so on."""
-
-    def __init__(self, evaluators: list[DatasetEvaluator]):
-        self._evaluators = evaluators
-
-    def reset(self) -> None:
-        for evaluator in self._evaluators:
-            evaluator.reset()
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
 
     def evaluate(self) -> dict[str, Any]:
         results: dict[str, Any] = {}
@@ -141,7 +135,9 @@ class _Together(DatasetEvaluator):
 def _numbers(name: str, metrics: Any) -> Any:
     """An evaluator's metrics as plain numbers, for files and curves; None if there are none."""
     if isinstance(metrics, Mapping):
-        found = {key: _numbers(f"{name}/{key}", value) for key, value in metrics.items()}
+        # what prints and what compares them expects one level
+        flat = flatten_results_dict(metrics)
+        found = {key: _numbers(f"{name}/{key}", value) for key, value in flat.items()}
         return {key: value for key, value in found.items() if value is not None} or None
     try:
         return float(metrics)
@@ -154,8 +150,8 @@ def format_results(results: dict[str, Any]) -> str:
     """The first six numbers of every task (for boxes AP .. APl) as a table."""
     tables = []
     for task, metrics in results.items():
-        flat = flatten_results_dict(metrics) if isinstance(metrics, Mapping) else {"": metrics}
-        head = list(flat.items())[:6]
+        # an evaluator may give a single number
+        head = list(metrics.items())[:6] if isinstance(metrics, Mapping) else [("", metrics)]
         tables.append(
             tabulate(
                 [[task, *(f"{value:.2f}" for _, value in head)]],

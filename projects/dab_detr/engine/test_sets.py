@@ -1,12 +1,11 @@
 """The data sets that a config evaluates on, each with a loader and evaluators of its own."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from dab_detr.engine.datasets import dataset_names
@@ -17,18 +16,11 @@ from dab_detr.errors import InputError
 
 def evaluated_sets(cfg: DictConfig) -> list[str]:
     """Names of the data sets to evaluate on; none if ``dataloader`` has no test or no evaluator."""
-    return list(dict.fromkeys(dataset_names(cfg, "test"))) if evaluator_nodes(cfg) else []
+    return list(dict.fromkeys(dataset_names(cfg, "test")))
 
 
-def evaluator_nodes(cfg: DictConfig) -> list[DictConfig]:
-    """The sections of ``dataloader.evaluator``: one or a list of them, or none.
-
-    Raises:
-        InputError: if it is something else.
-    """
-    found = cfg.dataloader.get("evaluator")
-    if found is None:
-        return []
+def _evaluator_nodes(cfg: DictConfig) -> list[DictConfig]:
+    found = cfg.dataloader.evaluator
     nodes = list(found) if isinstance(found, ListConfig) else [found]
     for node in nodes:
         if not isinstance(node, DictConfig):
@@ -67,7 +59,7 @@ def build_evaluators(cfg: DictConfig, name: str, *, suffix: str = "") -> list[Da
     """
     folder = label(cfg, name)
     with _only(cfg, name), contextlib.ExitStack() as stack:
-        for node in evaluator_nodes(cfg):
+        for node in _evaluator_nodes(cfg):
             values = {"dataset_name": name} if "dataset_name" in node.keys() else {}
             if node.get("output_dir"):
                 values["output_dir"] = f"{node.output_dir}{suffix}{folder}"
@@ -104,10 +96,10 @@ def _only(cfg: DictConfig, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(node: DictConfig, values: dict[str, Any]) -> Iterator[None]:
-    # references to other keys stay such; setting a key changes its node
-    before = {key: copy.deepcopy(node._get_node(key)) for key in values}
+    # unresolved: references to other keys stay such
+    before = OmegaConf.to_container(node, resolve=False)
     node.update(values)
     try:
         yield
     finally:
-        node.update(before)
+        node.update({key: before[key] for key in values})

@@ -51,6 +51,7 @@ def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> b
                 panel.plot(*series(name), label=name, marker="." if name in precision else None)
             panel.set(title=title, xlabel="step", ylim=(0, None))
             panel.grid(alpha=0.3)
-            panel.legend()
+            if names:
+                panel.legend()
         figure.savefig(output, dpi=100)
     return True
