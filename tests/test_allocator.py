@@ -24,7 +24,7 @@ def test_freed_memory_is_kept_on_demand(what, kept):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, what],
         # where counting.py is
-        cwd=Path(__file__).parent / "data",
+        cwd=Path(__file__).parent / "helpers",
         capture_output=True,
         text=True,
         check=True,

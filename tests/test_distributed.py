@@ -26,7 +26,7 @@ from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
 
-CONFIG = Path(__file__).parent / "data" / "tiny_config.py"
+CONFIG = Path(__file__).parent / "assets" / "tiny_config.py"
 
 
 def serve(rank, address, tasks, results):

@@ -13,7 +13,7 @@ from dab_detr.config import get_config, list_configs
 from dab_detr.engine.main import main
 from dab_detr.errors import InputError
 
-CONFIG = Path(__file__).parent / "data" / "tiny_config.py"
+CONFIG = Path(__file__).parent / "assets" / "tiny_config.py"
 
 
 @pytest.mark.parametrize("name", list_configs())

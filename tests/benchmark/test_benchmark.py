@@ -17,7 +17,7 @@ from dab_detr.benchmark.report import disagreements, profiles, rows, table
 from dab_detr.benchmark.turns import Contestant, ContestantFailed, take_turns
 from dab_detr.config import get_config
 
-CONFIG = str(Path(__file__).parents[1] / "data" / "bench_config.py")
+CONFIG = str(Path(__file__).parents[1] / "assets" / "bench_config.py")
 SMALL = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0"]
 
 

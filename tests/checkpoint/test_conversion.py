@@ -16,7 +16,7 @@ from dab_detr.checkpoint.conversion import from_dab_detr, to_dab_detr
 from dab_detr.config import get_config
 from dab_detr.errors import InputError
 
-REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+REFERENCE = Path(__file__).parents[1] / "assets" / "reference"
 CLASS_HEAD = "transformer.decoder.class_head.weight"
 
 

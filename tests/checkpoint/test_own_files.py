@@ -20,7 +20,7 @@ from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 from dab_detr.modeling import DABDETR
 
-CONFIG = Path(__file__).parents[1] / "data" / "tiny_config.py"
+CONFIG = Path(__file__).parents[1] / "assets" / "tiny_config.py"
 CLASS_HEAD = "transformer.decoder.class_head."
 
 

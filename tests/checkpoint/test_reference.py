@@ -1,4 +1,4 @@
-"""Parity with the published code, by the recorded vectors in tests/data/reference."""
+"""Parity with the published code, by the recorded vectors in tests/assets/reference."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from dab_detr.checkpoint.reference import LIMITS, compare_with_reference
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "tests" / "data" / "reference").glob("*.npz"))
+FILES = sorted((ROOT / "tests" / "assets" / "reference").glob("*.npz"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 from dab_detr.data.voc import read_annotation
 from dab_detr.errors import InputError
 
-CONFIG = str(Path(__file__).parent / "own_config.py")
+CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 PLAIN = (
     "<object><name>{name}</name><bndbox><xmin>5.4</xmin><ymin>6</ymin><xmax>30.2</xmax>"
     "<ymax>20</ymax></bndbox></object>"

@@ -15,7 +15,7 @@ from dab_detr.engine.datasets import check_datasets, use_own_data
 from dab_detr.engine.evaluation import evaluate
 from dab_detr.modeling import DABDETR
 
-CONFIG = str(Path(__file__).parents[1] / "data" / "own_config.py")
+CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 # by the file's ids, which are neither in order nor without gaps
 NAMES = {90: "bus", 7: "ant", 33: "cat", 8: "ant hill"}
 # image, category, box

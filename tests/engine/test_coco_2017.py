@@ -87,7 +87,7 @@ def forget(name):
     MetadataCatalog.remove(name)
 
 
-CONFIG = os.path.join(os.path.dirname(__file__), "..", "data", "coco_config.py")
+CONFIG = os.path.join(os.path.dirname(__file__), "..", "assets", "coco_config.py")
 
 
 def test_the_configs_data_sections_train_and_evaluate(coco, in_process, tmp_path):

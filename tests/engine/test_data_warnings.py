@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import MetadataCatalog
 
-CONFIG = str(Path(__file__).parents[1] / "data" / "own_config.py")
+CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from detectron2.utils.analysis import (
 )
 from fvcore.nn import flop_count_table
 
-TINY = "tests/data/tiny_config.py"
+TINY = "tests/assets/tiny_config.py"
 # the published recipe, made small enough for a test
 SMALL_R50 = [
     "dataloader.train.dataset.names=tiny_train",

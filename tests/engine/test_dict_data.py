@@ -16,7 +16,7 @@ from PIL import Image
 from dab_detr.data.catalog import checked_dataset
 from dab_detr.errors import InputError
 
-CONFIG = str(Path(__file__).parents[1] / "data" / "own_config.py")
+CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 NAMES = "dict_train", "dict_val"
 CLASSES = ["cat", "dog"]
 

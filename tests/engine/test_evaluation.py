@@ -20,7 +20,7 @@ from dab_detr.engine.evaluation import format_results, mean_precision
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 
-CONFIG = str(Path(__file__).parents[1] / "data" / "own_config.py")
+CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 
 
 @pytest.fixture

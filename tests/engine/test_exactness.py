@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "data" / "exact_config.py"
+CONFIG = ROOT / "tests" / "assets" / "exact_config.py"
 TRAIN = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
 TORCHRUN = [
     sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2",

@@ -22,7 +22,7 @@ from dab_detr.engine.writers import CSVWriter
 from dab_detr.errors import InputError
 from dab_detr.inference.copy import inference_copy
 
-CONFIG = "tests/data/own_config.py"
+CONFIG = "tests/assets/own_config.py"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from dab_detr.engine.output_folder import OutputFolder
 from dab_detr.errors import InputError
 
-CONFIG = Path(__file__).parents[1] / "data" / "own_config.py"
+CONFIG = Path(__file__).parents[1] / "assets" / "own_config.py"
 
 
 def hold(folder, pipe):

@@ -21,7 +21,7 @@ from dab_detr.data.images import UnreadableImage
 from dab_detr.engine.main import main
 
 PARTS = "train", "val"
-CONFIG = str(Path(__file__).parents[1] / "data" / "own_config.py")
+CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 
 
 @pytest.fixture

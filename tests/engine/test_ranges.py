@@ -8,7 +8,7 @@ from dab_detr.config import get_config, list_configs
 from dab_detr.engine.ranges import check_ranges, leaves, range_of
 from dab_detr.errors import InputError
 
-CONFIG = Path(__file__).parents[1] / "data" / "tiny_config.py"
+CONFIG = Path(__file__).parents[1] / "assets" / "tiny_config.py"
 
 # where a number says which of several there is, everything is left to the backbone
 PLACES = ("last_block_indexes", "window_block_indexes", "out_indices")

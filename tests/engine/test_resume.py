@@ -23,7 +23,7 @@ from dab_detr.engine.training import train
 from dab_detr.engine.writers import CSVWriter, Writers
 from dab_detr.errors import InputError
 
-CONFIG = Path(__file__).parents[1] / "data" / "own_config.py"
+CONFIG = Path(__file__).parents[1] / "assets" / "own_config.py"
 
 
 class Killed(Exception):

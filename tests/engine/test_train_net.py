@@ -13,7 +13,7 @@ import torch
 from dab_detr.engine.main import main
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "data" / "tiny_config.py"
+CONFIG = ROOT / "tests" / "assets" / "tiny_config.py"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 
-CONFIG = Path(__file__).parents[1] / "data" / "tiny_config.py"
+CONFIG = Path(__file__).parents[1] / "assets" / "tiny_config.py"
 
 
 @pytest.fixture

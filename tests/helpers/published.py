@@ -9,7 +9,9 @@ from detectron2.config import instantiate
 
 from dab_detr.config import get_config
 
-KEYS = json.loads((Path(__file__).parent / "reference" / "checkpoint_keys.json").read_text())
+KEYS = json.loads(
+    (Path(__file__).parents[1] / "assets" / "reference" / "checkpoint_keys.json").read_text()
+)
 CONFIGS = {
     "official_r50": "dab_detr_r50_50ep.py",
     "official_r50_3pat": "dab_detr_r50_3pat_50ep.py",
