@@ -17,8 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from dab_detr.config import get_config
+from dab_detr.engine.launching.processes import require_equal_weights
 from dab_detr.engine.nonfinite import NonFiniteSteps
-from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.unused import freeze_unused

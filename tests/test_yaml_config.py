@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 
 from dab_detr.config import get_config, list_configs
 from dab_detr.engine.main import main
 from dab_detr.errors import InputError
+from dab_detr.evaluation.coco_evaluator import BoxEvaluator
+from dab_detr.evaluation.voc_evaluator import VOCEvaluator
 
 CONFIG = Path(__file__).parent / "assets" / "tiny_config.py"
 
@@ -46,6 +49,31 @@ def test_a_training_starts_from_what_another_wrote(in_process, tiny_shapes, tmp_
     file = tmp_path / "config.yaml"
     assert main(["--config-file", str(file), "--resume", "train.max_iter=2"]) == 0
     assert torch.load(tmp_path / "model_final.pth")["iteration"] == 1
+
+
+def targets(node):
+    """Every ``_target_`` in dicts and lists."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    own = [node["_target_"]] if isinstance(node, dict) and "_target_" in node else []
+    return [*own, *(name for child in children for name in targets(child))]
+
+
+def test_what_version_0_1_wrote_loads_though_classes_have_moved():
+    cfg = get_config(Path(__file__).parent / "assets" / "config_0_1.yaml")
+    names = targets(OmegaConf.to_container(cfg))
+    assert len(names) == 15
+    assert all(callable(locate(name)) for name in names)
+    evaluators = [locate(node._target_) for node in cfg.dataloader.evaluator]
+    assert evaluators == [BoxEvaluator, VOCEvaluator]
+    # classes are written as tags
+    assert cfg.evaluator_class is VOCEvaluator
+
+
+def test_a_config_that_imports_what_has_moved_is_told_where_it_is(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from dab_detr.engine.voc_evaluator import VOCEvaluator\n")
+    with pytest.raises(InputError, match="is now in dab_detr.evaluation.voc_evaluator"):
+        get_config(file)
 
 
 @pytest.fixture

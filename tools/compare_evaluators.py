@@ -14,8 +14,8 @@ from tabulate import tabulate
 from dab_detr.data.coco import class_names, coco_records, read_coco
 from dab_detr.data.records import check_records
 from dab_detr.engine.backend_comparison import Comparison, compare_backends
-from dab_detr.engine.ground_truth import GroundTruth
 from dab_detr.errors import InputError
+from dab_detr.evaluation.ground_truth import GroundTruth
 
 # of numbers between 0 and 1; the rounding of float64 stays far below
 LIMIT = 1e-11

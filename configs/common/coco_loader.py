@@ -6,7 +6,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 
 from dab_detr.data.catalog import checked_records
 from dab_detr.data.mapper import DetectionMapper
-from dab_detr.engine.coco_evaluator import BoxEvaluator
+from dab_detr.evaluation.coco_evaluator import BoxEvaluator
 
 _SHORT_SIDES = list(range(480, 801, 32))
 

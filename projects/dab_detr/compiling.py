@@ -9,7 +9,6 @@ from torch import nn
 from torch.fx.experimental import _config as fx_config
 
 from dab_detr.errors import InputError
-from dab_detr.modeling.transformer import DABTransformer
 
 
 def require_compiler(device: torch.device, setting: str) -> None:
@@ -36,7 +35,7 @@ def require_compiler(device: torch.device, setting: str) -> None:
         )
 
 
-def compile_for_training(transformer: DABTransformer, **options) -> None:
+def compile_for_training(transformer: nn.Module, **options) -> None:
     """Compile it in place to a graph that takes all sizes of images.
 
     From then on DistributedDataParallel does not cut this process's graphs.

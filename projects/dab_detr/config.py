@@ -3,11 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from detectron2.config import CfgNode, LazyConfig
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from dab_detr.errors import InputError
+from dab_detr.moved import MOVED_MODULES
 from dab_detr.overrides import apply_override
 from dab_detr.yaml_config import read_yaml
 
@@ -64,10 +67,41 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
         try:
             cfg = LazyConfig.load(path)
         except Exception as error:
-            raise InputError(f"The config file {path} does not load: {_one_line(error)}") from error
+            moved = MOVED_MODULES.get(error.name) if isinstance(error, ImportError) else None
+            hint = f" (what it had is now in {moved})" if moved else ""
+            raise InputError(
+                f"The config file {path} does not load: {_one_line(error)}{hint}"
+            ) from error
     for override in overrides:
         apply_override(cfg, override)
     return cfg
+
+
+def build(cfg: DictConfig, section: str) -> Any:
+    """Instantiate a section of a config, e.g. ``model`` or ``dataloader.train``.
+
+    Raises:
+        InputError: if the section's values do not make sense to what they are for.
+    """
+    node = cfg
+    for part in section.split("."):
+        node = node[part]
+    try:
+        return instantiate(node)
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        OSError,
+        ImportError,
+        OmegaConfBaseException,
+    ) as error:
+        # an exception of a look-up says no more than the key
+        raise InputError(
+            f"The config's section {section} does not work: {_one_line(error)}"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:

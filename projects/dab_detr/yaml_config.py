@@ -14,14 +14,15 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from dab_detr.errors import InputError
+from dab_detr.moved import current_name, use_current_names
 
 # where the classes and functions that a file names have to be defined
 _MODULES = (
     "dab_detr.data",
-    "dab_detr.engine.coco_evaluator",
     "dab_detr.engine.optimizer",
     "dab_detr.engine.writers",
-    "dab_detr.evaluation",
+    "dab_detr.evaluation.coco_evaluator",
+    "dab_detr.evaluation.voc_evaluator",
     "dab_detr.modeling",
     "detectron2.data",
     "detectron2.evaluation",
@@ -46,6 +47,7 @@ def read_yaml(path: Path) -> DictConfig:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
         if not isinstance(content, dict):
             raise ValueError("it has no sections.")
+        use_current_names(content)
         _check(content)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -60,7 +62,7 @@ class _Loader(yaml.SafeLoader):
         return tuple(self.construct_sequence(node, deep=True))
 
     def _named(self, name: str, node: yaml.Node) -> Any:
-        return _locate(name)
+        return _locate(current_name(name))
 
 
 _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader._tuple)

@@ -15,9 +15,9 @@ from dab_detr.checkpoint.classes import COCO_NAMES, COCO_ROWS, RAW_COCO_NAMES
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.checkpoint.writing import write_state
 from dab_detr.config import get_config
-from dab_detr.engine.evaluation import evaluate
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
+from dab_detr.evaluation.evaluate import evaluate
 from dab_detr.modeling import DABDETR
 
 CONFIG = Path(__file__).parents[1] / "assets" / "tiny_config.py"

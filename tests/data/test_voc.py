@@ -57,7 +57,7 @@ def run(in_process, tmp_path, pytestconfig):
 
     def call(evaluator="VOCEvaluator", *arguments):
         place = {
-            "VOCEvaluator": "dab_detr.engine.voc_evaluator",
+            "VOCEvaluator": "dab_detr.evaluation.voc_evaluator",
             "PascalVOCDetectionEvaluator": "detectron2.evaluation",
         }
         config = tmp_path / "voc.py"
@@ -97,7 +97,7 @@ def test_the_metric_is_detectron2s(voc):
     from detectron2.evaluation import PascalVOCDetectionEvaluator
     from detectron2.structures import Boxes, Instances
 
-    from dab_detr.engine.voc_evaluator import VOCEvaluator
+    from dab_detr.evaluation.voc_evaluator import VOCEvaluator
 
     voc(COMPLETE.format(difficult=0))
     scores = []

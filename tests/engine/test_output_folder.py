@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dab_detr.engine.output_folder import OutputFolder
+from dab_detr.engine.launching.output_folder import OutputFolder
 from dab_detr.errors import InputError
 
 CONFIG = Path(__file__).parents[1] / "assets" / "own_config.py"

@@ -15,8 +15,8 @@ from detectron2.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dab_detr.config import get_config
+from dab_detr.data.loader import build_train_loader
 from dab_detr.engine import training
-from dab_detr.engine.loader import build_train_loader
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train

@@ -21,8 +21,7 @@ from dab_detr.benchmark.turns import Work
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.writing import write_hf
 from dab_detr.compiling import compile_for_training
-from dab_detr.config import get_config
-from dab_detr.engine.loader import build
+from dab_detr.config import build, get_config
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
 from dab_detr.inference.copy import inference_copy

@@ -9,7 +9,7 @@ from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig, OmegaConf
 
 from dab_detr.config import get_config
-from dab_detr.engine.datasets import use_checked_data, use_own_data
+from dab_detr.data.datasets import use_checked_data, use_own_data
 
 _EPILOG = """\
 Train:      train_net.py --config-file configs/dab_detr_r50_50ep.py --num-gpus 8

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from dab_detr.engine.coco_evaluator import find_cocoeval
-from dab_detr.engine.ground_truth import GroundTruth
+from dab_detr.evaluation.coco_evaluator import find_cocoeval
+from dab_detr.evaluation.ground_truth import GroundTruth
 
 
 @dataclass

@@ -9,12 +9,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
-from dab_detr.engine.datasets import check_datasets
-from dab_detr.engine.processes import launched_processes
+from dab_detr.data.validation import check_datasets
+from dab_detr.engine.launching.processes import launched_processes
 from dab_detr.engine.ranges import check_ranges
-from dab_detr.engine.test_sets import evaluated_sets
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
+from dab_detr.evaluation.test_sets import evaluated_sets
 
 
 def device_of(cfg: DictConfig) -> torch.device:

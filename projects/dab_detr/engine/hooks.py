@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dab_detr.checkpoint import Checkpointer
-from dab_detr.engine.evaluation import mean_precision, read_results
-from dab_detr.engine.interruption import Interruption, TrainingStopped
+from dab_detr.engine.launching.interruption import Interruption, TrainingStopped
+from dab_detr.evaluation.evaluate import mean_precision, read_results
 
 
 class History(HookBase):

@@ -18,34 +18,30 @@ from torch import nn
 
 from dab_detr.allocator import keep_freed_memory
 from dab_detr.checkpoint.checkpointer import BEST_FILE
-from dab_detr.config import config_file
+from dab_detr.config import build, config_file
+from dab_detr.data.datasets import class_names
+from dab_detr.data.validation import check_classes, check_test_records
 from dab_detr.engine.arguments import add_own_data, checked_arguments, config_of
 from dab_detr.engine.checks import check, device_of
-from dab_detr.engine.datasets import (
-    check_classes,
-    check_test_records,
-    class_names,
-)
-from dab_detr.engine.evaluation import RESULTS_FILE, evaluate, format_results
-from dab_detr.engine.interruption import Interruption, TrainingStopped
-from dab_detr.engine.loader import build
-from dab_detr.engine.output_folder import OutputFolder
-from dab_detr.engine.processes import (
+from dab_detr.engine.launching.interruption import Interruption, TrainingStopped
+from dab_detr.engine.launching.output_folder import OutputFolder
+from dab_detr.engine.launching.processes import (
     is_first_process,
     joined_workers,
     launched_processes,
     require_equal_weights,
     signals_for_children,
 )
-from dab_detr.engine.test_sets import (
+from dab_detr.engine.training import train
+from dab_detr.errors import InputError
+from dab_detr.evaluation.evaluate import RESULTS_FILE, evaluate, format_results
+from dab_detr.evaluation.test_sets import (
     build_loader,
     check_evaluation,
     evaluated_sets,
     label,
 )
-from dab_detr.engine.training import train
-from dab_detr.engine.weights import load_to_evaluate
-from dab_detr.errors import InputError
+from dab_detr.evaluation.weights import load_to_evaluate
 from dab_detr.files import cannot_be_written
 from dab_detr.inference.copy import inference_copy
 from dab_detr.visualization.curves import draw_curves

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dab_detr.data.stream import seed_generators
-from dab_detr.engine.interruption import Interruption, foremost
+from dab_detr.engine.launching.interruption import Interruption, foremost
 from dab_detr.engine.means import StepMeans
 from dab_detr.engine.nonfinite import NonFiniteSteps
 

@@ -15,15 +15,16 @@ from torch import nn
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.checkpoint.writing import write_state
 from dab_detr.compiling import compile_for_training
+from dab_detr.config import build
+from dab_detr.data.datasets import class_names
+from dab_detr.data.loader import build_train_loader
 from dab_detr.data.stream import UnreadableImages
-from dab_detr.engine.course import Course, Settings
-from dab_detr.engine.datasets import (
+from dab_detr.data.validation import (
     check_classes,
     check_test_records,
-    class_names,
     prepare_training_records,
 )
-from dab_detr.engine.evaluation import RESULTS_FILE, evaluate
+from dab_detr.engine.course import Course, Settings
 from dab_detr.engine.hooks import (
     BackboneLearningRate,
     Evaluation,
@@ -31,19 +32,19 @@ from dab_detr.engine.hooks import (
     MovingAverage,
     StopOnSignal,
 )
-from dab_detr.engine.interruption import Interruption
-from dab_detr.engine.loader import build, build_train_loader
+from dab_detr.engine.launching.interruption import Interruption
+from dab_detr.engine.launching.output_folder import METRICS_FILE, OutputFolder
+from dab_detr.engine.launching.processes import require_equal_weights
 from dab_detr.engine.memory import checkpoint_activations
 from dab_detr.engine.nonfinite import NonFiniteSteps
-from dab_detr.engine.output_folder import METRICS_FILE, OutputFolder
-from dab_detr.engine.processes import require_equal_weights
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.resuming import find_checkpoints, resume_training
-from dab_detr.engine.test_sets import build_loader, check_evaluation, evaluated_sets, label
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.unused import freeze_unused
 from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
 from dab_detr.errors import InputError
+from dab_detr.evaluation.evaluate import RESULTS_FILE, evaluate
+from dab_detr.evaluation.test_sets import build_loader, check_evaluation, evaluated_sets, label
 from dab_detr.inference.copy import inference_copy
 from dab_detr.visualization.predictions import predictions
 

@@ -10,9 +10,11 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from omegaconf import DictConfig
 from PIL import Image
 
+from dab_detr.config import build
+from dab_detr.data.datasets import dataset_names
+from dab_detr.data.loader import build_train_loader
 from dab_detr.data.stream import UnreadableImages
-from dab_detr.engine.datasets import check_datasets, dataset_names, prepare_training_records
-from dab_detr.engine.loader import build, build_train_loader
+from dab_detr.data.validation import check_datasets, prepare_training_records
 from dab_detr.visualization.labels import LabelVisualizer
 from dab_detr.visualization.predictions import drawing_scale
 

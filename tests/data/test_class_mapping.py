@@ -11,8 +11,9 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from dab_detr.config import get_config
-from dab_detr.engine.datasets import check_datasets, use_own_data
-from dab_detr.engine.evaluation import evaluate
+from dab_detr.data.datasets import use_own_data
+from dab_detr.data.validation import check_datasets
+from dab_detr.evaluation.evaluate import evaluate
 from dab_detr.modeling import DABDETR
 
 CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
@@ -108,7 +109,7 @@ def test_a_class_is_evaluated_as_what_the_file_calls_it(data, tmp_path, monkeypa
     check_datasets(cfg, ("train", "test"))
     objects = [(image, exchanged.get(NAMES[k], NAMES[k]), box) for image, k, box in OBJECTS]
     # what stands for a model has nothing that could be made faster
-    monkeypatch.setattr("dab_detr.engine.evaluation.inference_copy", lambda model: model)
+    monkeypatch.setattr("dab_detr.evaluation.evaluate.inference_copy", lambda model: model)
     metrics = evaluate(cfg, Finds(objects))["bbox"]
     for name in NAMES.values():
         assert metrics[f"AP-{name}"] == pytest.approx(0 if name in exchanged else 100), name

@@ -83,5 +83,5 @@ def check_voc_evaluator(evaluator: DatasetEvaluator) -> None:
             raise InputError(
                 f"Detectron2's PascalVOCDetectionEvaluator cannot read {image.path}: it needs "
                 "pose, truncated, difficult and whole coordinates. Take "
-                "dab_detr.engine.voc_evaluator.VOCEvaluator, which does not."
+                "dab_detr.evaluation.voc_evaluator.VOCEvaluator, which does not."
             ) from error

@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dab_detr.config import get_config
-from dab_detr.engine.coco_evaluator import BACKENDS, BoxEvaluator
+from dab_detr.evaluation.coco_evaluator import BACKENDS, BoxEvaluator
 
 SIZE = 480, 640
 # per cent

@@ -1,46 +1,18 @@
-"""Building what a config describes, above all the batches of a training."""
+"""The batches of a training."""
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
-from detectron2.config import instantiate
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from dab_detr.config import build
 from dab_detr.data.stream import PositionSampler, SampleStream, seeded
 from dab_detr.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-
-def build(cfg: DictConfig, section: str) -> Any:
-    """Instantiate a section of a config, e.g. ``model`` or ``dataloader.train``.
-
-    Raises:
-        InputError: if the section's values do not make sense to what they are for.
-    """
-    node = cfg
-    for part in section.split("."):
-        node = node[part]
-    try:
-        return instantiate(node)
-    except (
-        TypeError,
-        ValueError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        OSError,
-        ImportError,
-        OmegaConfBaseException,
-    ) as error:
-        # an exception of a look-up says no more than the key
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"The config's section {section} does not work: {reason}") from error
 
 
 def build_train_loader(

@@ -17,7 +17,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
 from dab_detr.data.catalog import checked_dataset
-from dab_detr.engine.ground_truth import GroundTruth
+from dab_detr.evaluation.ground_truth import GroundTruth
 from dab_detr.files import write_whole
 
 BACKENDS = ("faster-coco-eval", "pycocotools")

@@ -14,8 +14,8 @@ from pathlib import Path
 from detectron2.utils import comm
 
 from dab_detr.checkpoint.checkpointer import BEST_FILE
-from dab_detr.engine.evaluation import RESULTS_FILE
 from dab_detr.errors import InputError
+from dab_detr.evaluation.evaluate import RESULTS_FILE
 from dab_detr.files import write_whole
 
 try:

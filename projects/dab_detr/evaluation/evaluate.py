@@ -22,8 +22,8 @@ from tabulate import tabulate
 from torch import nn
 
 from dab_detr.data.images import UnreadableImage
-from dab_detr.engine.test_sets import build_evaluators, build_loader, evaluated_sets, label
 from dab_detr.errors import InputError
+from dab_detr.evaluation.test_sets import build_evaluators, build_loader, evaluated_sets, label
 from dab_detr.files import write_whole
 from dab_detr.inference.copy import inference_copy
 

@@ -8,10 +8,10 @@ from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from dab_detr.engine.datasets import dataset_names
-from dab_detr.engine.loader import build
-from dab_detr.engine.voc_evaluator import check_voc_evaluator
+from dab_detr.config import build
+from dab_detr.data.datasets import dataset_names
 from dab_detr.errors import InputError
+from dab_detr.evaluation.voc_evaluator import check_voc_evaluator
 
 
 def evaluated_sets(cfg: DictConfig) -> list[str]:

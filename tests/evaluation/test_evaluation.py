@@ -15,10 +15,10 @@ from detectron2.engine import default_setup
 from detectron2.evaluation import DatasetEvaluator
 
 from dab_detr.config import get_config
-from dab_detr.engine.coco_evaluator import BoxEvaluator
-from dab_detr.engine.evaluation import format_results, mean_precision
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
+from dab_detr.evaluation.coco_evaluator import BoxEvaluator
+from dab_detr.evaluation.evaluate import format_results, mean_precision
 
 CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 

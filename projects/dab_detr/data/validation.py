@@ -1,109 +1,22 @@
-"""The data sets of a training: one's own by the command line, and checks before anything starts."""
+"""Checks of the data sets of a config, before anything slow starts, and reports on them."""
 
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from detectron2.data import MetadataCatalog
+from omegaconf import DictConfig
 from torch import nn
 
-from dab_detr.data.catalog import CheckedDataset, checked_dataset, use_checked_records
+from dab_detr.data.catalog import CheckedDataset
+from dab_detr.data.datasets import datasets_of
 from dab_detr.data.findings import CROWDS, EMPTY, IGNORED, MISSING, Findings
 from dab_detr.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
 
-OWN_TRAIN = "own_train"
-OWN_VAL = "own_val"
 _ID_MAP = "thing_dataset_id_to_contiguous_id"
-
-
-def use_own_data(
-    cfg: DictConfig,
-    train: tuple[str, str] | None,
-    val: tuple[str, str] | None,
-    *,
-    set_classes: bool,
-) -> None:
-    """Make a config train and evaluate on files in COCO's format.
-
-    Registers them with Detectron2 as "own_train" and "own_val".
-
-    Args:
-        cfg: is changed: data sets and, if ``set_classes``, ``model.num_classes``.
-        train, val: a folder of images and an annotation file each; None leaves the config's.
-
-    Raises:
-        InputError: if a folder or file is missing or wrong.
-    """
-    if val is not None and cfg.dataloader.get("test") is None:
-        raise InputError("--val-data needs a dataloader.test in the config, which has none.")
-    for name, given in ((OWN_TRAIN, train), (OWN_VAL, val)):
-        if given is None:
-            continue
-        folder, annotations = given
-        if not os.path.isdir(folder):
-            raise InputError(f"There is no folder of images {folder}.")
-        if not os.path.isfile(annotations):
-            raise InputError(f"There is no annotation file {annotations}.")
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-        register_coco_instances(name, {}, annotations, folder)
-        if set_classes:
-            cfg.model.num_classes = len(checked_dataset(name).classes)
-    if train is not None:
-        cfg.dataloader.train.dataset.names = OWN_TRAIN
-    if val is not None:
-        cfg.dataloader.test.dataset.names = OWN_VAL
-
-
-def dataset_names(cfg: DictConfig, part: str) -> list[str]:
-    """The names in ``dataloader.<part>.dataset``: one or a list of them.
-
-    There are none without that section, nor for ``test`` without ``dataloader.evaluator``.
-
-    Raises:
-        InputError: if the section names no data sets.
-    """
-    needed = (part, "evaluator") if part == "test" else (part,)
-    if not all(cfg.dataloader.get(section) for section in needed):
-        return []
-    names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names")
-    if not names:
-        raise InputError(
-            f"dataloader.{part}.dataset has no names; Detectron2's get_detection_dataset_dicts("
-            "names=...) takes those of registered data sets."
-        )
-    return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
-
-
-def datasets_of(cfg: DictConfig, part: str) -> list[CheckedDataset]:
-    """The data sets of a part of the config, put in their place in Detectron2's catalog.
-
-    Raises:
-        InputError: if one is not registered.
-    """
-    return [checked_dataset(name) for name in dataset_names(cfg, part)]
-
-
-def class_names(cfg: DictConfig, part: str, model: nn.Module) -> list[str] | None:
-    """Names of the model's classes in the order of its outputs, where the data of a part tell."""
-    for dataset in datasets_of(cfg, part):
-        if len(dataset.classes) == model.num_classes:
-            return dataset.classes
-    return None
-
-
-def use_checked_data(cfg: DictConfig) -> None:
-    """Let the registered data sets of a config be read and checked by this project's code, whatever
-    loader the config names; nothing is loaded yet."""
-    for part in ("train", "test"):
-        names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=())
-        use_checked_records([names] if isinstance(names, str) else names)
 
 
 def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dab_detr import add_dab_detr_config
 from dab_detr.config import get_config
-from dab_detr.engine.coco_evaluator import BoxEvaluator
+from dab_detr.evaluation.coco_evaluator import BoxEvaluator
 
 NAMES = "coco_2017_train", "coco_2017_val"
 CATEGORIES = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]

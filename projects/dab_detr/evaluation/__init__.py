@@ -1,0 +1,1 @@
+"""Evaluators, what they evaluate against, and what becomes of their results."""
