@@ -18,7 +18,6 @@ LAYERS = [
     ["evaluation"],
     ["engine.launching"],
     ["engine"],
-    ["benchmark"],
     ["studies"],
     ["app"],
     ["cli"],

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from dab_detr.benchmark.contestants import DTYPES
-from dab_detr.benchmark.modes import MODES, SERIES, Disagreement
-from dab_detr.benchmark.report import machine, profiles, table
-from dab_detr.benchmark.turns import ContestantFailed
+from benchmarking.contestants import DTYPES
+from benchmarking.modes import MODES, SERIES, Disagreement
+from benchmarking.report import machine, profiles, table
+from benchmarking.turns import ContestantFailed
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
 

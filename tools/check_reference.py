@@ -4,8 +4,8 @@
 import argparse
 import sys
 
-from dab_detr.checkpoint.reference import LIMITS, compare_with_reference
 from dab_detr.errors import InputError
+from reference_comparison import LIMITS, compare_with_reference
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from dab_detr.benchmark.turns import Work
+from benchmarking.turns import Work
 
 
 def count_up(*, log, name, fail=None):

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarking import contestants as models
+from benchmarking import losses
+from benchmarking.report import disagreements, rows
+from benchmarking.turns import Contestant, take_turns
 from dab_detr.analysis import count_flops
-from dab_detr.benchmark import contestants as models
-from dab_detr.benchmark import losses
-from dab_detr.benchmark.report import disagreements, rows
-from dab_detr.benchmark.turns import Contestant, take_turns
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
 from dab_detr.errors import InputError

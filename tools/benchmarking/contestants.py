@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from benchmarking.turns import Work
 from dab_detr.analysis import Network, example_batch
-from dab_detr.benchmark.turns import Work
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.writing import write_hf
 from dab_detr.compiling import compile_for_training

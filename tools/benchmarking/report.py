@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from dab_detr.benchmark.turns import Contestant
+from benchmarking.turns import Contestant
 
 
 def rows(

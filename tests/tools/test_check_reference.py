@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dab_detr.checkpoint.reference import LIMITS, compare_with_reference
+from reference_comparison import LIMITS, compare_with_reference
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tests" / "assets" / "reference").glob("*.npz"))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dab_detr.benchmark import layer_by_layer
-from dab_detr.benchmark.turns import Work
+from benchmarking import layer_by_layer
+from benchmarking.turns import Work
 from dab_detr.modeling.criterion import SetCriterion
 from dab_detr.modeling.matcher import HungarianMatcher, Targets
 

@@ -10,11 +10,11 @@ from counting import count_up, what_is_kept
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 
+from benchmarking import contestants as models
+from benchmarking import losses
+from benchmarking.report import disagreements, profiles, rows, table
+from benchmarking.turns import Contestant, ContestantFailed, take_turns
 from dab_detr.analysis import count_flops
-from dab_detr.benchmark import contestants as models
-from dab_detr.benchmark import losses
-from dab_detr.benchmark.report import disagreements, profiles, rows, table
-from dab_detr.benchmark.turns import Contestant, ContestantFailed, take_turns
 from dab_detr.config import get_config
 
 CONFIG = str(Path(__file__).parents[1] / "assets" / "bench_config.py")
@@ -320,7 +320,7 @@ def test_nothing_is_measured_where_contestants_disagree(load_tool, mode, capsys,
         monkeypatch.setattr(models, "example_batch", lambda b, h, w, k: images(b + 1, h, w, k)[1:])
         size = ["--size", "64", "64"]
     else:
-        monkeypatch.setattr("dab_detr.benchmark.layer_by_layer._ALPHA", 0.75)
+        monkeypatch.setattr("benchmarking.layer_by_layer._ALPHA", 0.75)
         size = ["--objects", "8"]
     assert load_tool("benchmark").main([mode, *SMALL, *size, "--batch", "2"]) == 1
     printed = capsys.readouterr()
@@ -336,7 +336,7 @@ def test_sixteen_bits_are_measured(load_tool, capsys):
 
 def test_growth_compares_with_the_first_of_a_series(load_tool, tmp_path, capsys, monkeypatch):
     # transformers is not needed for it
-    monkeypatch.setattr("dab_detr.benchmark.contestants.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("benchmarking.contestants.importlib.util.find_spec", lambda _: None)
     file = tmp_path / "figures.json"
     arguments = [*SMALL, "--json", str(file)]
     assert load_tool("benchmark").main(["growth", *arguments, "--series", "queries"]) == 0
