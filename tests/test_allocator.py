@@ -1,9 +1,9 @@
 """Freed memory stays in the process, where the C library is glibc."""
 
+import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -23,8 +23,8 @@ print(int(what_is_kept().outcome()["megabytes"]))
 def test_freed_memory_is_kept_on_demand(what, kept):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, what],
-        # where counting.py is
-        cwd=Path(__file__).parent / "helpers",
+        # pytest's own: where counting.py and what it imports are
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,
