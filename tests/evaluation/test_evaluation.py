@@ -12,13 +12,13 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
 from dab_detr.config import get_config
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 from dab_detr.evaluation.coco_evaluator import BoxEvaluator
-from dab_detr.evaluation.evaluate import format_results, mean_precision
+from dab_detr.evaluation.evaluate import evaluate, format_results, mean_precision
 
 CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
 
@@ -268,3 +268,41 @@ def test_the_documented_backend_is_a_key_of_the_configs(in_process, tmp_path, ca
     assert "faster-coco-eval" not in (tmp_path / "log.txt").read_text()
     assert in_process(*command, "dataloader.evaluator.backend=fastest") == 1
     assert "no evaluation backend 'fastest'" in capsys.readouterr().err
+
+
+def host_evaluator(cfg, folder):
+    cfg.dataloader.evaluator = L(COCOEvaluator)(dataset_name="few", output_dir=str(folder))
+    cfg.dataloader.test.dataset.names = "few"
+    return cfg
+
+
+def test_the_hosts_evaluator_takes_data_without_a_file_in_a_second_run_too(config, tmp_path):
+    # a second training of one process finds what the first has left in files and in the catalog
+    for run_number in range(2):
+        results = run(host_evaluator(config(), tmp_path / "inference"))
+        assert "AP" in results["bbox"], run_number
+        assert (tmp_path / "previous").exists() == bool(run_number)
+    for folder in (tmp_path, tmp_path / "previous"):
+        assert (folder / "inference" / "few_coco_format.json").is_file()
+    assert not hasattr(MetadataCatalog.get("few"), "json_file")
+
+
+def test_the_hosts_evaluator_does_not_read_the_truth_of_an_earlier_run(config, tmp_path):
+    # an earlier run's, from when the data set had no objects
+    stale = tmp_path / "inference" / "few_coco_format.json"
+    stale.parent.mkdir()
+    stale.write_text('{"info": {}, "images": [], "annotations": [], "categories": []}')
+    cfg = host_evaluator(config(), stale.parent)
+    model = instantiate(cfg.model)
+    found = evaluate(cfg, model)["bbox"]
+    cfg.dataloader.evaluator = L(BoxEvaluator)(dataset_name="few")
+    assert found == pytest.approx(evaluate(cfg, model)["bbox"], nan_ok=True)
+    truth = json.loads(stale.read_text())
+    assert [x["id"] for x in truth["images"]] == [x["image_id"] for x in DatasetCatalog.get("few")]
+
+
+def test_a_folder_of_an_evaluator_is_needed_before_the_first_step(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="output_dir is .*file/inference, but nothing can be"):
+        run(config(f"dataloader.evaluator.output_dir={tmp_path / 'file' / 'inference'}"))
+    assert not (tmp_path / "metrics.json").exists()

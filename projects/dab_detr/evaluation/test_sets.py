@@ -1,10 +1,16 @@
 """The data sets that a config evaluates on, each with a loader and evaluators of its own."""
 
 import contextlib
+import inspect
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -45,7 +51,9 @@ def build_loader(cfg: DictConfig, name: str) -> DataLoader:
         return build(cfg, "dataloader.test")
 
 
-def build_evaluators(cfg: DictConfig, name: str, *, suffix: str = "") -> list[DatasetEvaluator]:
+def build_evaluators(
+    cfg: DictConfig, name: str, *, suffix: str = "", root: str = ""
+) -> list[DatasetEvaluator]:
     """The evaluators for one of the test data sets.
 
     An evaluator's ``dataset_name``, if it has one, is that of the data set. What has an
@@ -53,6 +61,7 @@ def build_evaluators(cfg: DictConfig, name: str, *, suffix: str = "") -> list[Da
 
     Args:
         suffix: is added to the names of these folders.
+        root: takes the place of ``output_dir``; "": none.
 
     Raises:
         InputError: if the section does not work.
@@ -62,8 +71,10 @@ def build_evaluators(cfg: DictConfig, name: str, *, suffix: str = "") -> list[Da
         for node in _evaluator_nodes(cfg):
             values = {"dataset_name": name} if "dataset_name" in node.keys() else {}
             if node.get("output_dir"):
-                values["output_dir"] = f"{node.output_dir}{suffix}{folder}"
+                values["output_dir"] = f"{root or node.output_dir}{suffix}{folder}"
             stack.enter_context(_replaced(node, values))
+            stack.enter_context(_without_cached_truth(node))
+        stack.enter_context(_metadata_without_cache(name))
         built = build(cfg, "dataloader.evaluator")
     evaluators = list(built) if isinstance(built, ListConfig) else [built]
     for evaluator in evaluators:
@@ -78,13 +89,63 @@ def build_evaluators(cfg: DictConfig, name: str, *, suffix: str = "") -> list[Da
 def check_evaluation(cfg: DictConfig) -> None:
     """See that loaders and evaluators can be built, before a training that would end with them.
 
+    Nothing is left in the folders of the evaluators.
+
     Raises:
         InputError: if they cannot.
     """
     for name in evaluated_sets(cfg):
         build_loader(cfg, name)
-        for evaluator in build_evaluators(cfg, name):
-            check_voc_evaluator(evaluator)
+        for node in _evaluator_nodes(cfg):
+            _require_folder(node.get("output_dir"))
+        with tempfile.TemporaryDirectory() as folder:
+            for evaluator in build_evaluators(cfg, name, root=folder):
+                check_voc_evaluator(evaluator)
+
+
+def _require_folder(path: str | None) -> None:
+    """See that a folder is there or can be made, and can be written into."""
+    if not path:
+        return
+    nearest = next(x for x in (Path(path), *Path(path).absolute().parents) if x.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            f"dataloader.evaluator.output_dir is {path}, but nothing can be written into "
+            f"{nearest}: choose another folder."
+        )
+
+
+@contextlib.contextmanager
+def _without_cached_truth(node: DictConfig) -> Iterator[None]:
+    """Inside, an evaluator of Detectron2's kind converts a data set that has no JSON file anew.
+
+    By default it takes the file that an earlier run has left, whatever the data set was then.
+    """
+    key, target = "allow_cached_coco", node.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    if key in node or not (callable(target) and key in inspect.signature(target).parameters):
+        yield
+        return
+    node[key] = False
+    try:
+        yield
+    finally:
+        del node[key]
+
+
+@contextlib.contextmanager
+def _metadata_without_cache(name: str) -> Iterator[None]:
+    """Detectron2's evaluator enters the file that it has converted, and read, as the data set's.
+
+    A second training in the same folder moves that file away.
+    """
+    metadata = MetadataCatalog.get(name)
+    had_file = hasattr(metadata, "json_file")
+    try:
+        yield
+    finally:
+        if not had_file and hasattr(metadata, "json_file"):
+            del metadata.json_file
 
 
 @contextlib.contextmanager
