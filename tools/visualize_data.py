@@ -9,12 +9,8 @@ Ends with 0, 1 for wrong files, keys or values, 2 for wrong usage.
 import argparse
 import sys
 
-from dab_detr.engine.arguments import (
-    add_own_data,
-    config_of,
-    data_arguments,
-    parse_arguments,
-)
+from dab_detr.engine.arguments import data_arguments, parse_arguments
+from dab_detr.engine.setup import add_own_data, config_of
 from dab_detr.errors import InputError
 from dab_detr.visualization.samples import draw_samples
 

@@ -5,7 +5,14 @@
 ``keep_freed_memory()`` a program that runs it on a CPU.
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+# How Detectron2 calls PyTorch, of which a user can change nothing. At the end of the list, where -W
+# and one's own filters take precedence.
+for _message in (r".*torch\.jit\.script.* is deprecated", ".*broadcast_buffers.* is deprecated"):
+    warnings.filterwarnings("ignore", _message, FutureWarning, append=True)
 
 _EXPORTS = {
     "DABDETR": "dab_detr.modeling",

@@ -9,15 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "assets" / "exact_config.py"
-TRAIN = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
+TRAIN = ROOT / "train_net.py"
+PYTHON = [sys.executable, "-W", "ignore", str(TRAIN)]
 TORCHRUN = [
     sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2",
-    "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(ROOT / "train_net.py"),
+    "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(TRAIN),
 ]  # fmt: skip
 
 
@@ -35,10 +37,13 @@ def weights(environment, tmp_path_factory):
         folder = tmp_path_factory.mktemp("run")
         options = [x for x in arguments if x.startswith("-") or "=" not in x]
         overrides = [x for x in arguments if x not in options]
-        command = [*program, "--config-file", str(CONFIG), *options, f"train.output_dir={folder}"]
-        result = subprocess.run(
-            [*command, *overrides], capture_output=True, text=True, env=environment
-        )
+        command = ["--config-file", str(CONFIG), *options, f"train.output_dir={folder}", *overrides]
+        if program == TRAIN:
+            result = programs.run(program, *command, env=environment)
+        else:
+            result = subprocess.run(
+                [*program, *command], capture_output=True, text=True, env=environment
+            )
         assert result.returncode == 0, result.stderr
         return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
@@ -91,20 +96,22 @@ WITHOUT_TIME = re.compile(r"time|seconds")
 
 
 class Run:
-    """A training in a process of its own that can be watched and killed."""
+    """A training in a process of its own that can be watched and killed.
 
-    def __init__(self, folder, environment, *arguments):
+    With ``python`` it is started anew, not forked off.
+    """
+
+    def __init__(self, folder, environment, *arguments, python=False):
         self.folder = folder
         options = [x for x in arguments if "=" not in x]
         overrides = [x for x in arguments if "=" in x]
-        command = [*TRAIN, "--config-file", str(CONFIG), *options]
-        self.process = subprocess.Popen(
-            [*command, f"train.output_dir={folder}", *EXACT, *overrides],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
+        command = ["--config-file", str(CONFIG), *options]
+        command += [f"train.output_dir={folder}", *EXACT, *overrides]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
+        if python:
+            self.process = subprocess.Popen([*PYTHON, *command], text=True, **streams)
+        else:
+            self.process = programs.Program(TRAIN, command, **streams)
         self.output = ""
 
     def until(self, step):
@@ -126,7 +133,8 @@ class Run:
 
 @pytest.fixture(scope="module")
 def unstopped(environment, tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("unstopped"), environment)
+    # another Python than that of the others, with other hashes and so another order of sets
+    run = Run(tmp_path_factory.mktemp("unstopped"), environment, python=True)
     assert run.end() == 0, run.output
     return run.folder
 

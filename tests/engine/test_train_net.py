@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 
+from dab_detr.engine.arguments import argument_parser
 from dab_detr.engine.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -19,14 +22,24 @@ CONFIG = ROOT / "tests" / "assets" / "tiny_config.py"
 @pytest.fixture(scope="module")
 def run(datasets_root):
     """Runs train_net.py with the tiny data set and returns the finished process."""
+    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets_root)}
 
-    def call(*arguments, cwd=None, **environment):
+    def call(*arguments, cwd=None):
+        return programs.run(ROOT / "train_net.py", *arguments, env=env, cwd=cwd)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def run_python(datasets_root):
+    """The same with a Python that starts anew, as a user's does."""
+
+    def call(*arguments, **environment):
         return subprocess.run(
-            [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *map(str, arguments)],
+            [sys.executable, str(ROOT / "train_net.py"), *map(str, arguments)],
             capture_output=True,
             text=True,
             env={**os.environ, "DETECTRON2_DATASETS": str(datasets_root), **environment},
-            cwd=cwd,
         )
 
     return call
@@ -83,12 +96,13 @@ def test_a_config_can_be_named_from_anywhere(run, tmp_path):
     assert "no data set 'tiny_train'" in result.stderr
 
 
-def test_two_processes_train_together(run, tmp_path):
-    result = run(
+def test_two_processes_train_together(run_python, tmp_path):
+    result = run_python(
         "--config-file", CONFIG, "--num-gpus", 2,
         f"train.output_dir={tmp_path}", "train.max_iter=2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert "FutureWarning" not in result.stderr
     assert "World size: 2" in (tmp_path / "log.txt").read_text()
     assert (tmp_path / "model_final.pth").is_file()
 
@@ -98,6 +112,7 @@ def test_mixed_precision_trains_on_the_cpu(run, tmp_path, dtype):
     result = run(
         "--config-file", CONFIG, f"train.output_dir={tmp_path}", "train.amp.enabled=True",
         f"train.amp.dtype={dtype}", "train.max_iter=2", "train.pictures.count=0",
+        "dataloader.train.total_batch_size=2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
@@ -188,13 +203,38 @@ def test_mistakes_get_one_sentence_and_exit_code_1(in_process, tmp_path, capsys,
     assert last.startswith("train_net.py: ") and re.search(words, last), last
 
 
-def test_the_program_hands_on_exit_code_and_message(run):
-    result = run("--config-file", CONFIG, "train.max_itr=3")
+def test_the_program_hands_on_exit_code_and_message(run_python):
+    result = run_python("--config-file", CONFIG, "train.max_itr=3")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("train_net.py: The config has no key")
+    # nor do other libraries warn of what a user can do nothing about
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("train_net.py: The config has no key")
+
+
+def test_help_and_wrong_usage_load_nothing_large(run_python, tmp_path):
+    for name in ("torch", "torchvision", "detectron2", "fvcore", "omegaconf", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError(f'{__name__} is imported')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = run_python("--help", PYTHONPATH=path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Train or evaluate DAB-DETR" in result.stdout and "--train-data" in result.stdout
+    result = run_python("--no-such-option", PYTHONPATH=path)
+    assert result.returncode == 2 and result.stderr.startswith("usage:")
     assert "Traceback" not in result.stderr
-    result = run("--no-such-option")
-    assert result.returncode == 2 and "usage:" in result.stderr
+
+
+def test_options_are_those_of_detectron2s_programs():
+    def options(parser):
+        return {
+            action.dest: (action.option_strings, action.default, action.type, action.nargs)
+            for action in parser._actions
+        }
+
+    own, theirs = map(options, (argument_parser(), default_argument_parser()))
+    assert own.keys() - theirs.keys() == {"train_data", "val_data"}
+    assert own.pop("dist_url")[:2] == (["--dist-url"], None)
+    assert theirs.pop("dist_url")[0] == ["--dist-url"]
+    assert {name: own[name] for name in theirs} == theirs
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,8 @@
-"""The command line of ``train_net.py``, and the config that it describes."""
+"""The command line of ``train_net.py``; imports nothing that takes time."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-
-from detectron2.engine import default_argument_parser
-from omegaconf import DictConfig, OmegaConf
-
-from dab_detr.config import get_config
-from dab_detr.data.datasets import use_checked_data, use_own_data
 
 _EPILOG = """\
 Train:      train_net.py --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
@@ -24,17 +17,40 @@ wrong usage, 128 + the signal's number after SIGTERM or Ctrl-C, on which it save
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The options of ``train_net.py``: those of Detectron2's programs, and one's own data."""
-    parser = default_argument_parser(epilog=_EPILOG)
-    parser.description = "Train or evaluate DAB-DETR from a LazyConfig file."
-    # Detectron2's is one port for all trainings of a user
-    parser.set_defaults(dist_url=None)
+    """The options of ``train_net.py``: those of Detectron2's programs, and one's own data.
+
+    Detectron2's own parser has the same; to ask it would import all of Detectron2 and PyTorch.
+    """
+    parser = argparse.ArgumentParser(
+        description="Train or evaluate DAB-DETR from a LazyConfig file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the config")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in train.output_dir",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, and train nothing")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
+    # Detectron2's default is one port for all trainings of a user
+    parser.add_argument(
+        "--dist-url",
+        metavar="tcp://HOST:PORT",
+        help="where several machines meet; on one machine a free port is found",
+    )
     data_arguments(parser)
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="overrides of the config, as key=value"
+    )
     return parser
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--train-data`` and ``--val-data``, for which :func:`add_own_data` looks."""
+    """Add ``--train-data`` and ``--val-data``, for which ``dab_detr.engine.setup`` looks."""
     for option, use in (("--train-data", "train on"), ("--val-data", "evaluate on")):
         parser.add_argument(
             option,
@@ -86,35 +102,3 @@ def checked_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.val_data and not (args.train_data or args.eval_only):
         parser.error("--val-data needs --train-data to train on.")
     return args
-
-
-def config_of(args: argparse.Namespace) -> DictConfig:
-    """The config with its overrides; the command line's own data are not in it yet."""
-    cfg = get_config(args.config_file, args.opts)
-    if "train" in cfg:
-        # a config of one's own need not name what it leaves alone
-        cfg.train = OmegaConf.merge(get_config("common/train.py").train, cfg.train)
-        for key in ("output_dir", "init_checkpoint"):
-            # shells leave the ~ of key=~/folder as it is
-            if isinstance(cfg.train[key], str):
-                cfg.train[key] = os.path.expanduser(cfg.train[key])
-    return cfg
-
-
-def add_own_data(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Register the data of the command line, and make the config train and evaluate on them.
-
-    The data sets that the config names will be read by this project's code. Without data to
-    evaluate on there is no evaluator either.
-    """
-    if args.train_data or args.val_data:
-        chosen = any(option.startswith("model.num_classes=") for option in args.opts)
-        use_own_data(cfg, args.train_data, args.val_data, set_classes=not chosen)
-        named = any(option.startswith("dataloader.test.dataset.names=") for option in args.opts)
-        if args.train_data and not (args.val_data or named):
-            # the config's own are of other classes
-            cfg.dataloader.test = None
-    if "dataloader" in cfg and cfg.dataloader.get("test") is None:
-        # it refers to the test data
-        cfg.dataloader.evaluator = None
-    use_checked_data(cfg)

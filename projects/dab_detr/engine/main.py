@@ -21,7 +21,7 @@ from dab_detr.checkpoint.checkpointer import BEST_FILE
 from dab_detr.config import build, config_file
 from dab_detr.data.datasets import class_names
 from dab_detr.data.validation import check_classes, check_test_records
-from dab_detr.engine.arguments import add_own_data, checked_arguments, config_of
+from dab_detr.engine.arguments import checked_arguments
 from dab_detr.engine.checks import check, device_of
 from dab_detr.engine.launching.interruption import Interruption, TrainingStopped
 from dab_detr.engine.launching.output_folder import OutputFolder
@@ -32,6 +32,7 @@ from dab_detr.engine.launching.processes import (
     require_equal_weights,
     signals_for_children,
 )
+from dab_detr.engine.setup import add_own_data, config_of
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 from dab_detr.evaluation.evaluate import RESULTS_FILE, evaluate, format_results

@@ -1,0 +1,9 @@
+"""What this project's programs import, sooner or later: what the tests fork off need not."""
+
+import matplotlib.backends.backend_agg  # noqa: F401
+import torch.utils.tensorboard  # noqa: F401
+from PIL import Image
+
+import dab_detr.engine.main  # noqa: F401
+
+Image.init()
