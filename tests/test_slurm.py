@@ -73,7 +73,13 @@ def task(monkeypatch):
 @pytest.fixture
 def run_instead(monkeypatch):
     """A function that puts another one in the place of train_net.py's main()."""
-    return lambda function: monkeypatch.setattr("dab_detr.engine.main.main", function)
+
+    def replace(function):
+        monkeypatch.setattr(
+            "dab_detr.engine.main.main", lambda arguments, *, exit_now: function(arguments)
+        )
+
+    return replace
 
 
 def dry_run(tool, capsys, *arguments):
@@ -279,6 +285,21 @@ def test_the_other_tasks_end_without_queueing(tool, cluster, task, run_instead, 
     # another code would end the first task, too
     assert end.value.code == 0
     assert not (cluster / "scontrol.txt").exists()
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGUSR2, 0), (signal.SIGTERM, 143)])
+def test_a_task_that_waits_for_the_first_leaves_it_alone(tool, task, monkeypatch, signum, code):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    def main(arguments, *, exit_now):
+        exit_now(128 + signum)
+        return 0
+
+    monkeypatch.setattr("dab_detr.engine.main.main", main)
+    task(rank=5)
+    tool.TrainingTask([])()
+    assert codes == [code]
 
 
 def test_outside_of_training_the_other_tasks_go_on(tool, cluster, task, run_instead, tmp_path):

@@ -56,7 +56,7 @@ class TrainingTask:
         # training has handlers of its own meanwhile; outside of it submitit's acts at once
         requeue = signal.getsignal(signal.SIGUSR2)
         with environment_variables(**torchrun_variables(JobEnvironment())):
-            code = main(self.arguments)
+            code = main(self.arguments, exit_now=end_task)
         if code == 128 + signal.SIGUSR2:
             # ends the first task's process and returns in the others, which have nothing left to do
             requeue(signal.SIGUSR2, None)
@@ -69,6 +69,14 @@ class TrainingTask:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def end_task(code: int) -> None:
+    """End a task that waits for the first one, which has been stopped.
+
+    After SIGUSR2 the first one queues the job again, and another code than 0 would end it before.
+    """
+    os._exit(0 if code == 128 + signal.SIGUSR2 else code)
 
 
 def torchrun_variables(environment) -> dict[str, str]:

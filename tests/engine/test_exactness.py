@@ -12,15 +12,12 @@ from pathlib import Path
 import programs
 import pytest
 import torch
+from trainings import TORCHRUN, assert_equal, rows
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "assets" / "exact_config.py"
 TRAIN = ROOT / "train_net.py"
 PYTHON = [sys.executable, "-W", "ignore", str(TRAIN)]
-TORCHRUN = [
-    sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2",
-    "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(TRAIN),
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +60,10 @@ DIVISIONS = {
         ["--num-gpus", "2", "--dist-url", "auto", "train.compile=True"],
         TRAIN,
     ),
-    "2 processes of torchrun, 2 micro-batches of 4 each": (["train.accumulate=2"], TORCHRUN),
+    "2 processes of torchrun, 2 micro-batches of 4 each": (
+        ["train.accumulate=2"],
+        [*TORCHRUN, str(TRAIN)],
+    ),
     "2 data workers": (["dataloader.train.num_workers=2"], TRAIN),
 }
 
@@ -92,7 +92,6 @@ EXACT = [
     "model.dropout=0.1",
     "dataloader.train.num_workers=1",
 ]
-WITHOUT_TIME = re.compile(r"time|seconds")
 
 
 class Run:
@@ -137,30 +136,6 @@ def unstopped(environment, tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("unstopped"), environment, python=True)
     assert run.end() == 0, run.output
     return run.folder
-
-
-def assert_equal(first, second, path=""):
-    """Containers of tensors and numbers, bit for bit."""
-    assert type(first) is type(second), path
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first:
-            if not WITHOUT_TIME.search(str(key)):
-                assert_equal(first[key], second[key], f"{path}/{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), path
-        for index, pair in enumerate(zip(first, second)):
-            assert_equal(*pair, f"{path}/{index}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), path
-    else:
-        assert first == second or first != first, path
-
-
-def rows(folder):
-    """All of metrics.json; of times only that they are there."""
-    lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
-    return [{k: v if "time" not in k else None for k, v in x.items()} for x in lines]
 
 
 def assert_same_training(folder, expected):

@@ -128,7 +128,7 @@ class Evaluation(EvalHook):
         is_due: whether the steps that a resumed training has are a moment for an evaluation,
             although no multiple of the period.
         results_file: where ``evaluate`` leaves its results and their step.
-        interruption: a signal ends an evaluation at once.
+        interruption: a signal ends an evaluation at once, on the main worker.
         keep_best: is called on the main worker with the name of the task, e.g. "bbox", whose AP,
             the mean of all data sets, is higher than ever.
         save: writes a checkpoint; is called when an evaluation after a step is ended.
@@ -226,8 +226,6 @@ class StopOnSignal(HookBase):
         if signum is None:
             return
         self.save()
-        # whoever started the workers may end all of them when the first one is gone
-        comm.synchronize()
         raise TrainingStopped(signum)
 
     def save(self) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -55,8 +55,15 @@ _CANNOT_WRITE = {
 }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+def main(
+    arguments: Sequence[str] | None = None, *, exit_now: Callable[[int], None] = os._exit
+) -> int:
+    """Run the command line; returns the exit code.
+
+    Args:
+        exit_now: ends this process with an exit code if it is one of several that were started from
+            outside, another has stopped, and it cannot return as it waits for that one.
+    """
     args = checked_arguments(arguments)
     try:
         # what follows opens the file itself, also from another process
@@ -70,14 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(cfg, args)
         if launched > 1 or args.num_gpus * args.num_machines == 1:
             with joined_workers(device_of(cfg)):
-                return _run_worker(args, cfg)
+                return _run_worker(args, cfg, exit_now)
     except InputError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        return _stopped(signal.SIGINT, None)
+        return _stopped(signal.SIGINT)
     if device_of(cfg).type == "cpu":
         # launch() takes any GPU that it sees for one to use
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # it says which processes it ends after one has ended
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with signals_for_children():
         try:
             launch(
@@ -91,7 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except torch.multiprocessing.ProcessExitedException as error:
             if error.exit_code < 0:
                 # a signal that the worker did not catch
-                return _stopped(-error.exit_code, None)
+                return _stopped(
+                    -error.exit_code,
+                    f" It came to process {error.error_index}, without which the others cannot go "
+                    "on. A training goes on from its last checkpoint with --resume.",
+                )
             # the worker has said why
             return error.exit_code
     return 0
@@ -102,13 +115,9 @@ def _fail(error: Exception) -> int:
     return 1
 
 
-def _stopped(signum: int, folder: str | None) -> int:
-    saved = (
-        f" The training is saved in {folder}; the same command with --resume goes on."
-        if folder
-        else ""
-    )
-    print(f"train_net.py: Stopped by {signal.Signals(signum).name}.{saved}", file=sys.stderr)
+def _stopped(signum: int, how_to_go_on: str = "") -> int:
+    name = signal.Signals(signum).name
+    print(f"train_net.py: Stopped by {name}.{how_to_go_on}", file=sys.stderr)
     return 128 + signum
 
 
@@ -122,17 +131,37 @@ def _run_process(args: argparse.Namespace) -> None:
         # PyTorch would end the process as if all were well
         code = 128 + signal.SIGINT
         if comm.is_main_process():
-            _stopped(signal.SIGINT, None)
+            _stopped(signal.SIGINT)
     if code:
         sys.exit(code)
 
 
-def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
+def _run_worker(
+    args: argparse.Namespace, cfg: DictConfig, exit_now: Callable[[int], None] = os._exit
+) -> int:
     """Train or evaluate in this process; returns the exit code."""
+    with Interruption(exit_now) as interruption:
+        try:
+            code = _run_to_its_end(args, cfg, interruption)
+        except TrainingStopped as stop:
+            code = interruption.leave(128 + stop.signum)
+            if comm.is_main_process():
+                _stopped(
+                    code - 128,
+                    " The same command evaluates anew."
+                    if args.eval_only
+                    else f" The training is saved in {cfg.train.output_dir}; the same command with "
+                    "--resume goes on.",
+                )
+            return code
+        return interruption.leave(code)
+
+
+def _run_to_its_end(args: argparse.Namespace, cfg: DictConfig, interruption: Interruption) -> int:
     output = OutputFolder(cfg.train.output_dir)
     try:
         with output.held():
-            _run(args, cfg, output)
+            _run(args, cfg, output, interruption)
     except (InputError, FloatingPointError) as error:
         return _fail(error)
     except OSError as error:
@@ -140,14 +169,12 @@ def _run_worker(args: argparse.Namespace, cfg: DictConfig) -> int:
         if error.errno not in _CANNOT_WRITE:
             raise
         return _fail(cannot_be_written(error.filename or cfg.train.output_dir, error))
-    except TrainingStopped as stop:
-        if comm.is_main_process():
-            _stopped(stop.signum, cfg.train.output_dir)
-        return 128 + stop.signum
     return 0
 
 
-def _run(args: argparse.Namespace, cfg: DictConfig, output: OutputFolder) -> None:
+def _run(
+    args: argparse.Namespace, cfg: DictConfig, output: OutputFolder, interruption: Interruption
+) -> None:
     device = device_of(cfg)
     default_setup(cfg, args)
     # Detectron2 sets up its own loggers and fvcore's only
@@ -160,24 +187,24 @@ def _run(args: argparse.Namespace, cfg: DictConfig, output: OutputFolder) -> Non
             logger.info("No GPU was found: running on the CPU.")
     model = build(cfg, "model").to(device)
     if args.eval_only:
-        check_classes(cfg, model, ("test",))
-        check_test_records(cfg)
-        check_evaluation(cfg)
-        averaged = load_to_evaluate(cfg, model, class_names(cfg, "test", model))
-        require_equal_weights(model)
-        results = evaluate(cfg, model, averaged=averaged)
+        with interruption.at_once():
+            results = _evaluate(cfg, model)
     else:
-        with Interruption() as interruption:
-            results = train(
-                cfg,
-                model,
-                device,
-                resume=args.resume,
-                interruption=interruption,
-                output=output,
-            )
+        results = train(
+            cfg, model, device, resume=args.resume, interruption=interruption, output=output
+        )
     if comm.is_main_process():
-        _report(cfg, model, results)
+        with interruption.at_once():
+            _report(cfg, model, results)
+
+
+def _evaluate(cfg: DictConfig, model: nn.Module) -> dict:
+    check_classes(cfg, model, ("test",))
+    check_test_records(cfg)
+    check_evaluation(cfg)
+    averaged = load_to_evaluate(cfg, model, class_names(cfg, "test", model))
+    require_equal_weights(model)
+    return evaluate(cfg, model, averaged=averaged)
 
 
 def _has_no_sentence(record: logging.LogRecord) -> bool:

@@ -4,11 +4,13 @@ import contextlib
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -119,6 +121,7 @@ class _Together(DatasetEvaluators):
     """Several evaluators at once. Of equal tasks the second gets the name "<task>_2", and so on."""
 
     def evaluate(self) -> dict[str, Any]:
+        _wait_for_all()
         results: dict[str, Any] = {}
         for evaluator in self._evaluators:
             # evaluators return nothing where there was nothing to evaluate, nor on other workers
@@ -130,6 +133,17 @@ class _Together(DatasetEvaluators):
                 if numbers is not None:
                     results[name] = numbers
         return results if comm.is_main_process() else {}
+
+
+def _wait_for_all() -> None:
+    """Evaluators begin with an exchange, in which a process that waits takes no signals."""
+    if comm.get_world_size() == 1:
+        return
+    arrived = torch.distributed.barrier(comm._get_global_gloo_group(), async_op=True)
+    while not arrived.is_completed():
+        time.sleep(0.01)
+    # raises if another one has died
+    arrived.wait()
 
 
 def _numbers(name: str, metrics: Any) -> Any:
