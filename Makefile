@@ -4,22 +4,29 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# files of tests that run at the same time
+# tests that run at the same time, each with one thread of PyTorch's
 WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 DEMO := configs/shapes/dab_detr_shapes.py
 
-.PHONY: help setup demo test lint environment clean
+.PHONY: help setup demo test test-fast test-all lint environment clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv and install everything into it
 
 demo: $(READY)  ## draw the shapes, train on the CPU (10 minutes), evaluate, draw predictions
 	$(RUN) train_net.py --config-file $(DEMO) $(ARGS)
 
-test: $(READY)  ## run the tests; ARGS="-k name" picks some
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(READY)  ## run the tests but for the few that take minutes; ARGS="-k name" picks some
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-fast: $(READY)  ## only those of model, checkpoints and configs, while one works on these
+	$(PYTEST) -m "not long" tests/modeling tests/checkpoint tests/test_config.py $(ARGS)
+
+test-all: $(READY)  ## run all tests, as CI does
+	$(PYTEST) $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	$(RUN) -m ruff check .

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,6 +25,13 @@ SMALL = {
     "ffn_dim": 64,
     "num_queries": 10,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_spawn():
+    """Processes that tests spawn need not import everything again."""
+    with programs.quick_spawn():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,14 @@ DIVISIONS = {
 }
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+# a C++ compiler is run a hundred times
+LONG = {"2 processes of 8, compiled"}
+
+
+@pytest.mark.parametrize(
+    "division",
+    [pytest.param(x, marks=[pytest.mark.long] if x in LONG else []) for x in DIVISIONS],
+)
 def test_a_divided_batch_moves_the_weights_as_the_whole_one(weights, whole_batch, division):
     before, whole = whole_batch
     arguments, program = DIVISIONS[division]

@@ -29,6 +29,7 @@ def test_the_model_agrees_with_the_published_code(path):
         assert error <= LIMITS[name], name
 
 
+@pytest.mark.long
 def test_compiled_it_agrees_too():
     torch._dynamo.reset()
     # with padding
