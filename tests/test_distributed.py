@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from dab_detr.config import get_config
+from dab_detr.config import get_config, list_configs
 from dab_detr.engine.launching.processes import require_equal_weights
 from dab_detr.engine.nonfinite import NonFiniteSteps
 from dab_detr.engine.trainer import Trainer
@@ -204,10 +204,17 @@ def test_a_level_of_a_feature_pyramid_trains_on_several_processes(
     assert unchanged == [f"backbone.fpn_{x}.{y}" for x in parts for y in ("bias", "weight")]
 
 
+# what is deep because its blocks repeat
+SHALLOW = {
+    "vitdet_b": ["model.backbone.net.depth=2", "model.backbone.net.window_block_indexes=[0]"],
+    "swin_t": ["model.backbone.depths=[1,1,1,1]"],
+}
+
+
 def step_of(rank, name):
     """Two steps of a config's model on small images, on both processes."""
     small = ["model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_queries=8"]
-    model = instantiate(get_config(name, small).model)
+    model = instantiate(get_config(name, small + SHALLOW.get(Path(name).stem, [])).model)
     freeze_unused(model)
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     objects = Instances(
@@ -220,8 +227,11 @@ def step_of(rank, name):
     return [p.grad.abs().sum().item() for p in model.parameters() if p.requires_grad]
 
 
-def test_the_pyramids_config_takes_steps_on_several_processes(both):
-    first, second = both(step_of, "backbones/r50_fpn_p4.py")
+@pytest.mark.parametrize("name", [x for x in list_configs() if x.startswith("backbones/")])
+def test_every_kind_of_backbone_takes_steps_on_several_processes(both, name):
+    if any(kind in name for kind in ("timm", "vit")):
+        pytest.importorskip("timm")
+    first, second = both(step_of, name)
     assert first == second
 
 

@@ -1,12 +1,13 @@
 """Configs: LazyConfig files by name or path, and the keys of the YAML flavour."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from omegaconf import DictConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dab_detr.errors import InputError
@@ -78,14 +79,14 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
 
 
 def build(cfg: DictConfig, section: str) -> Any:
-    """Instantiate a section of a config, e.g. ``model`` or ``dataloader.train``.
+    """Instantiate a section of a config, e.g. ``model`` or ``train.writers.0``.
 
     Raises:
         InputError: if the section's values do not make sense to what they are for.
     """
     node = cfg
     for part in section.split("."):
-        node = node[part]
+        node = node[int(part) if isinstance(node, ListConfig) else part]
     try:
         return instantiate(node)
     except (
@@ -102,6 +103,16 @@ def build(cfg: DictConfig, section: str) -> Any:
         raise InputError(
             f"The config's section {section} does not work: {_one_line(error)}"
         ) from error
+
+
+def target_of(node: Mapping) -> Callable | None:
+    """What a LazyCall calls; None if that cannot be found, as :func:`build` will say."""
+    target = node.get("_target_")
+    try:
+        target = locate(target) if isinstance(target, str) else target
+    except Exception:
+        return None
+    return target if callable(target) else None
 
 
 def _one_line(error: Exception) -> str:

@@ -33,7 +33,12 @@ def apply_override(cfg: DictConfig, override: str) -> None:
         if key.startswith("+"):
             LazyConfig.apply_overrides(cfg, [override])
         else:
-            value = _value(override, text, is_text=isinstance(_get(cfg, key), str))
+            before = _get(cfg, key)
+            value = _value(override, text, is_text=isinstance(before, str))
+            if isinstance(before, bool) and not _may_be_switch(value):
+                raise ValueError("True or False is needed.")
+            if isinstance(before, DictConfig) and isinstance(value, list):
+                raise ValueError("it has keys of its own.")
             OmegaConf.update(cfg, key, value, merge=True)
             # a reference to another key, ${...}, has to lead somewhere
             OmegaConf.select(cfg, key)
@@ -66,6 +71,11 @@ def _value(override: str, text: str, *, is_text: bool) -> object:
             raise ValueError("its value is not understood.") from None
     # a folder may be named 2024, or a,b
     return text if is_text and isinstance(value, bool | int | float | dict) else value
+
+
+def _may_be_switch(value: object) -> bool:
+    """Any other text or number would be taken for True."""
+    return value is None or isinstance(value, bool) or (isinstance(value, str) and "${" in value)
 
 
 def _list(text: str) -> list | None:

@@ -1,10 +1,15 @@
 """Files as they are found: in pieces, from wrapped models, with numpy's numbers in them."""
 
+import argparse
 import collections
+import datetime
 import io
 import json
 import os
+import pathlib
 import pickle
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -157,6 +162,50 @@ def test_numbers_of_numpy_among_the_weights_become_tensors(tmp_path):
     )
     read = read_checkpoint(tmp_path / "a.pth")["model"]
     assert read["a"].item() == 2 and read["b"].tolist() == [1, 1] and read["c"].item() == 3
+
+
+PLAIN = {
+    "paths": [pathlib.Path("a/b"), pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("c:/d")],
+    "times": [datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.timezone.utc), datetime.date.min],
+    "durations": datetime.timedelta(seconds=3),
+    "counts": collections.Counter("aab"),
+    "lists": collections.defaultdict(list, a=[1]),
+    "sets": [{1, 2}, frozenset("a")],
+    "options": [argparse.Namespace(lr=1e-4), types.SimpleNamespace(lr=1)],
+    "complex": 1j,
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_data_beside_the_weights_are_read(tmp_path, name, legacy):
+    content = {"model": {"a": torch.ones(1)}, "hyper_parameters": PLAIN[name]}
+    file = tmp_path / "file.pth"
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    assert read_checkpoint(file)["hyper_parameters"] == PLAIN[name]
+    file = tmp_path / "file.pkl"
+    file.write_bytes(pickle.dumps(content | {"model": {"a": np.ones(1)}}))
+    assert read_checkpoint(file)["hyper_parameters"] == PLAIN[name]
+
+
+class AttributeDict(dict):
+    """As Lightning saves a model's arguments."""
+
+
+@pytest.mark.parametrize("home", ["lightning_fabric", "lightning.fabric"])
+def test_lightnings_arguments_are_a_dictionary(tmp_path, monkeypatch, home):
+    home += ".utilities.data"
+    monkeypatch.setattr(AttributeDict, "__module__", home)
+    module = types.ModuleType(home)
+    module.AttributeDict = AttributeDict
+    for depth in range(home.count(".") + 1):
+        parent = ".".join(home.split(".")[: depth + 1])
+        monkeypatch.setitem(sys.modules, parent, module)
+    arguments = AttributeDict(lr=1e-4, folder=pathlib.Path("a"))
+    torch.save({"model": {"a": torch.ones(1)}, "hyper_parameters": arguments}, tmp_path / "a.ckpt")
+    monkeypatch.undo()
+    found = read_checkpoint(tmp_path / "a.ckpt")["hyper_parameters"]
+    assert dict(found) == dict(arguments)
 
 
 class Foreign:

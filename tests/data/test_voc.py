@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from PIL import Image
 
-from dab_detr.data.voc import read_annotation
+from dab_detr.data.voc import read_annotation, voc_images
 from dab_detr.errors import InputError
 
 CONFIG = str(Path(__file__).parents[1] / "assets" / "own_config.py")
@@ -89,6 +89,13 @@ def test_files_without_pose_and_difficult_and_with_decimals_are_evaluated(voc, r
     records = DatasetCatalog.get("voc_test")
     assert [x["category_id"] for x in records[0]["annotations"]] == [0, 1]
     assert records[0]["annotations"][0]["bbox"] == pytest.approx([4.4, 5, 30.2, 20])
+
+
+def test_a_list_of_images_may_begin_with_a_byte_order_mark(voc):
+    root = voc(PLAIN.format(name="bird"))
+    (root / "ImageSets" / "Main" / "test.txt").write_bytes(b"\xef\xbb\xbf000001\r\n000002\r\n")
+    images = voc_images(str(root), "test", ["bird"])
+    assert [Path(image.path).stem for image in images] == ["000001", "000002"]
 
 
 def test_the_metric_is_detectron2s(voc):

@@ -287,6 +287,15 @@ def test_a_longer_training_goes_on_as_if_it_had_been_so_long(run, tmp_path, capl
     assert evaluated == {1: 12, 3: 14, 4: 15, 5: 16, 8: 18}
 
 
+def test_an_evaluation_between_two_logs_keeps_its_row(run, tmp_path):
+    settings = ["train.eval_period=4", "train.log_period=3"]
+    run(tmp_path, "train.max_iter=6", *settings)
+    before = [x for x in rows(tmp_path) if x["iteration"] < 5]
+    assert [x["iteration"] for x in before] == [2, 3] and "bbox/AP" in before[1]
+    run(tmp_path, "train.max_iter=8", *settings, resume=True)
+    assert rows(tmp_path)[: len(before)] == before
+
+
 @pytest.mark.parametrize("missing", [False, True], ids=["", "killed before the last file"])
 def test_a_training_that_is_done_is_evaluated_once_more(run, tmp_path, caplog, missing):
     caplog.set_level("INFO", logger="dab_detr")

@@ -1,12 +1,15 @@
 """Reading checkpoint files of several kinds without running what is in them."""
 
 import argparse
+import collections
+import datetime
 import json
 import os
+import pathlib
 import pickle
 import re
+import types
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,43 @@ from dab_detr.errors import InputError, listed
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
 # what follows the name when there are several files
 _INDEX = ".index.json"
+
+
+def _dictionary(*_: object) -> dict:
+    """In the place of ``defaultdict``, which PyTorch's reader does not fill."""
+    return {}
+
+
+# Data and nothing else, which trainers keep beside the weights: by module and name what is built.
+_DATA_GLOBALS = {
+    # the published checkpoints keep their command line
+    ("argparse", "Namespace"): argparse.Namespace,
+    ("types", "SimpleNamespace"): types.SimpleNamespace,
+    # in which Lightning keeps a model's arguments
+    ("lightning_fabric.utilities.data", "AttributeDict"): dict,
+    ("lightning.fabric.utilities.data", "AttributeDict"): dict,
+    ("pytorch_lightning.utilities.parsing", "AttributeDict"): dict,
+    ("collections", "defaultdict"): _dictionary,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "Counter"): collections.Counter,
+    **{
+        ("builtins", kind.__name__): kind
+        for kind in (int, float, complex, str, bool, list, dict, tuple, set, frozenset, slice)
+    },
+    **{
+        ("datetime", name): getattr(datetime, name)
+        for name in ("date", "datetime", "time", "timedelta", "timezone")
+    },
+    # a path of another system cannot be built as such
+    **{
+        (module, f"{pure}{system}Path"): getattr(pathlib, f"Pure{system}Path")
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for system in ("Posix", "Windows")
+    },
+}
 # what a pickle of arrays needs, in numpy's names before and after version 2
 _ARRAY_GLOBALS = {
-    ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): __import__("_codecs").encode,
@@ -34,9 +71,11 @@ _ARRAY_GLOBALS = {
     },
 }
 
+_GLOBALS = _DATA_GLOBALS | _ARRAY_GLOBALS
+
 # the same for PyTorch's reader, which asks for the classes of dtypes, too
-_ARRAYS = [
-    *((value, f"{module}.{name}") for (module, name), value in _ARRAY_GLOBALS.items()),
+_KNOWN_TO_TORCH = [
+    *((value, f"{module}.{name}") for (module, name), value in _GLOBALS.items()),
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
 ]
 # how that reader names what it does not build
@@ -149,8 +188,7 @@ def _read_torch(path: Path) -> Any:
                 damaged = archive.testzip()
                 if damaged is not None:
                     raise ValueError(f"the checksum of {damaged} is wrong")
-        # the published checkpoints keep their command line, a Namespace, beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace, *_ARRAYS]):
+        with torch.serialization.safe_globals(_KNOWN_TO_TORCH):
             return torch.load(path, map_location="cpu", weights_only=True)
     # a damaged file can make the reader stumble in any way
     except Exception as error:
@@ -179,9 +217,9 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Builds arrays, strings and containers, and nothing that could run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAY_GLOBALS:
+        if (module, name) not in _GLOBALS:
             raise PermissionError(f"{module}.{name}")
-        return _ARRAY_GLOBALS[module, name]
+        return _GLOBALS[module, name]
 
 
 def _read_pickle(path: Path) -> Any:

@@ -39,6 +39,12 @@ class CheckedDataset:
         return list(self.records)
 
     @property
+    def title(self) -> str:
+        """The name for messages, and the file behind it."""
+        file = MetadataCatalog.get(self.name).get("json_file")
+        return f"{self.name!r} ({file})" if file else repr(self.name)
+
+    @property
     def records(self) -> list[dict]:
         """See :func:`check_records`.
 
@@ -64,12 +70,12 @@ class CheckedDataset:
         kept = sum(len(record.get("annotations", ())) for record in self.records)
         if kept and self.findings.count(WITHIN_ONE) == kept:
             sentences.append(
-                f"All boxes of {self.name!r} lie within 0..1: pixels are needed. Relative boxes "
+                f"All boxes of {self.title} lie within 0..1: pixels are needed. Relative boxes "
                 "are understood with BoxMode.XYWH_REL or XYXY_REL as bbox_mode only."
             )
         if self.findings.count(CLIPPED) * 2 > kept:
             sentences.append(
-                f"Most boxes of {self.name!r} reach outside their image: are they two corners, "
+                f"Most boxes of {self.title} reach outside their image: are they two corners, "
                 "where x, y, width and height are meant?"
             )
         return sentences

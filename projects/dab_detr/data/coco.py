@@ -117,24 +117,24 @@ def unused_roots(content: dict[str, list[dict]]) -> list[str]:
     return [
         entry["name"]
         for entry in content["categories"]
-        if used and entry["id"] in names and entry["id"] not in used and _is_root(entry)
+        if used
+        and entry["id"] in names
+        and entry["id"] not in used
+        and entry.get("supercategory") == "none"
     ]
-
-
-def _is_root(category: dict) -> bool:
-    return category.get("supercategory") == "none"
 
 
 def _namesakes(content: dict[str, list[dict]]) -> set[int]:
     """Ids of root categories without annotations that bear the name of another category."""
-    counts = Counter(entry["name"] for entry in content["categories"])
-    roots = {
-        entry["id"]
-        for entry in content["categories"]
-        if counts[entry["name"]] == 2 and _is_root(entry)
-    }
     used = {annotation["category_id"] for annotation in content.get("annotations", ())}
-    return roots - used if roots else roots
+    counts = Counter(entry["name"] for entry in content["categories"])
+    roots: dict[str, list[int]] = {}
+    for entry in content["categories"]:
+        is_root = entry.get("supercategory") in ("none", "")
+        if counts[entry["name"]] == 2 and is_root and entry["id"] not in used:
+            roots.setdefault(entry["name"], []).append(entry["id"])
+    # of two that could be one nobody knows which
+    return {found[0] for found in roots.values() if len(found) == 1}
 
 
 def _check_section(path, content: dict, section: str, fields: tuple[str, ...]) -> None:

@@ -51,12 +51,12 @@ def check_classes(cfg: DictConfig, model: nn.Module, parts: Iterable[str]) -> No
         wanted = len(dataset.classes)
         if wanted > model.num_classes:
             raise InputError(
-                f"The data set {dataset.name!r} has {wanted} classes, the model "
+                f"The data set {dataset.title} has {wanted} classes, the model "
                 f"{model.num_classes}: set model.num_classes={wanted}."
             )
         if wanted and wanted < model.num_classes:
             logger.warning(
-                f"The data set {dataset.name!r} has {wanted} classes, the model "
+                f"The data set {dataset.title} has {wanted} classes, the model "
                 f"{model.num_classes}: the others are not evaluated; model.num_classes={wanted} "
                 "leaves them out."
             )
@@ -112,7 +112,7 @@ def check_test_records(cfg: DictConfig) -> None:
         _report(f"evaluation ({dataset.name})", [dataset], dataset.records, findings)
         if any(r.get("annotations") for r in dataset.records) and not _objects(dataset.records):
             logger.warning(
-                f"{dataset.name!r} has crowd regions only: every number of an evaluation by COCO's "
+                f"{dataset.title} has crowd regions only: every number of an evaluation by COCO's "
                 "rules will be NaN."
             )
 
@@ -145,7 +145,7 @@ def _check_train(datasets: list[CheckedDataset], max_missing: int) -> None:
     for dataset in datasets:
         if dataset.records and not any("annotations" in record for record in dataset.records):
             source = MetadataCatalog.get(dataset.name).get("json_file")
-            named = f"annotations {source}" if source else f"records of {dataset.name!r}"
+            named = f"annotations {source}" if source else f"records of {dataset.title}"
             raise InputError(f"The {named} have no list 'annotations', which training needs.")
     findings = _findings(datasets)
     images = sum(len(data.records) + data.findings.count(MISSING) for data in datasets)
@@ -177,21 +177,21 @@ def _check_test(dataset: CheckedDataset) -> None:
     if missing or unusable:
         first = dataset.findings.first(MISSING) if missing else unusable[0]
         raise InputError(
-            f"{missing + len(unusable)} images of the data set {dataset.name!r} do not exist or "
+            f"{missing + len(unusable)} images of the data set {dataset.title} do not exist or "
             f"cannot be used, the first: {first.rstrip('.')}. An evaluation needs all of them."
         )
     if not dataset.records:
-        raise InputError(f"The data set {dataset.name!r} has no images to evaluate on.")
+        raise InputError(f"The data set {dataset.title} has no images to evaluate on.")
     counts = Counter(record["image_id"] for record in dataset.records)
     twice = [repr(number) for number, count in counts.items() if count > 1]
     if twice:
         raise InputError(
-            f"The data set {dataset.name!r} uses an image_id more than once: {listed(twice)}."
+            f"The data set {dataset.title} uses an image_id more than once: {listed(twice)}."
         )
     annotated = any("annotations" in record for record in dataset.records)
     if annotated and not any(record["annotations"] for record in dataset.records):
         raise InputError(
-            f"The annotations of {dataset.name!r} have no box with a size in its image to evaluate "
+            f"The annotations of {dataset.title} have no box with a size in its image to evaluate "
             "against."
         )
 

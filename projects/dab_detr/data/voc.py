@@ -50,7 +50,8 @@ def voc_images(dirname: str, split: str, class_names: Sequence[str]) -> Iterator
     """
     list_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     try:
-        with PathManager.open(list_file) as file:
+        # editors of some systems begin a file with a byte order mark
+        with PathManager.open(list_file, encoding="utf-8-sig") as file:
             # a class's own lists have a number behind the name
             names = [line.split()[0] for line in file if line.strip()]
     except OSError as error:

@@ -1,20 +1,28 @@
 """Checks on the config and the command line, before anything slow starts."""
 
 import argparse
+import inspect
 import os
 
 import torch
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 
 from dab_detr.compiling import require_compiler
-from dab_detr.config import get_config
+from dab_detr.config import get_config, target_of
 from dab_detr.data.validation import check_datasets
 from dab_detr.engine.launching.processes import launched_processes
 from dab_detr.engine.ranges import check_ranges
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError
 from dab_detr.evaluation.test_sets import evaluated_sets
+
+_SECTIONS = (
+    "model", "dataloader", "dataloader.train", "dataloader.train.dataset", "optimizer",
+    "optimizer.params", "lr_multiplier", "train"
+)  # fmt: skip
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -49,6 +57,8 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
         reason = " ".join(str(error).split())
         raise InputError(f"The config {args.config_file} refers to nothing: {reason}.") from error
     _check_kinds(cfg)
+    _check_switches(cfg)
+    _check_image_formats(cfg)
     check_ranges(cfg)
     device = device_of(cfg)
     if device.type == "cuda" and args.num_gpus > torch.cuda.device_count():
@@ -76,6 +86,27 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
         raise InputError(f"There is no checkpoint file {checkpoint} (train.init_checkpoint).")
     if args.eval_only and not checkpoint:
         raise InputError("--eval-only needs weights: give train.init_checkpoint=FILE.")
+
+
+def check_sections(cfg: DictConfig) -> None:
+    """See that those sections which a config has are sections.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for key in _SECTIONS:
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if not isinstance(node, DictConfig) or name not in node:
+            continue
+        section = OmegaConf.select(cfg, key)
+        called = name not in ("dataloader", "train") or bool(parent)
+        if not isinstance(section, DictConfig) or (called and "_target_" not in section):
+            needed = "a LazyCall, L(...)(...)," if called else "a section of keys"
+            raise InputError(f"The config's {key} is {section!r}; {needed} is needed.")
+    for index, writer in enumerate(OmegaConf.select(cfg, "train.writers") or ()):
+        if not isinstance(writer, DictConfig):
+            raise InputError(f"train.writers.{index} is {writer!r}; a LazyCall is needed.")
 
 
 def _check_length(cfg: DictConfig, num_workers: int) -> None:
@@ -118,5 +149,49 @@ def _check_kinds(cfg: DictConfig) -> None:
                 raise InputError(f"{name} is {value!r}; text is needed.")
 
     visit(defaults, cfg.train, "train")
+    if not cfg.train.output_dir:
+        raise InputError("train.output_dir is empty; name a folder.")
     if os.path.isfile(cfg.train.output_dir):
         raise InputError(f"train.output_dir is {cfg.train.output_dir}, which is a file.")
+
+
+def _check_switches(cfg: DictConfig) -> None:
+    """What is declared as a bool by our own parts is one: other values would count as True."""
+
+    def visit(node: object, key: str) -> None:
+        if isinstance(node, list):
+            for index, part in enumerate(node):
+                visit(part, f"{key}.{index}")
+        if not isinstance(node, dict):
+            return
+        target = target_of(node)
+        if target is not None and target.__module__.startswith("dab_detr."):
+            for name, parameter in inspect.signature(target).parameters.items():
+                if parameter.annotation is bool and not isinstance(node.get(name, False), bool):
+                    raise InputError(f"{key}.{name} is {node[name]!r}; True or False is needed.")
+        for name, part in node.items():
+            visit(part, f"{key}.{name}")
+
+    for section in ("model", "dataloader"):
+        visit(OmegaConf.to_container(cfg[section], resolve=True), section)
+
+
+def _check_image_formats(cfg: DictConfig) -> None:
+    """The mappers' images have the model's channels. A single one is taken for all of them."""
+    count = len(cfg.model.get("pixel_mean") or ())
+    for part in ("train", "test"):
+        key = f"dataloader.{part}.mapper.image_format"
+        name = OmegaConf.select(cfg, key)
+        if name is None:
+            continue
+        try:
+            channels = convert_PIL_to_numpy(Image.new("RGB", (1, 1)), name).shape[2]
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputError(
+                f"{key} is {name!r}; RGB, BGR, L or another of Pillow's modes is needed."
+            ) from error
+        if count and channels not in (1, count):
+            raise InputError(
+                f"{key} is {name!r}, images of {channels} channels, but model.pixel_mean has "
+                f"{count}."
+            )

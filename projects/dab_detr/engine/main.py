@@ -65,6 +65,8 @@ def main(
             outside, another has stopped, and it cannot return as it waits for that one.
     """
     args = checked_arguments(arguments)
+    # a log that cannot be written, on a full disk, is no reason for a traceback a line
+    logging.raiseExceptions = False
     try:
         # what follows opens the file itself, also from another process
         args.config_file = config_file(args.config_file)

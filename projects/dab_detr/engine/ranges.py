@@ -35,9 +35,9 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         words = "a whole number" if self.whole else "a finite number"
         if self.low > -math.inf:
-            words += f" above {self.low:g}" if self.open_low else f" from {self.low:g}"
+            words += f" above {self.low}" if self.open_low else f" from {self.low}"
         if self.high < math.inf:
-            words += f" to {'below ' if self.open_high else ''}{self.high:g}"
+            words += f" to {'below ' if self.open_high else ''}{self.high}"
         return words + (" or null" if self.optional else "")
 
 
@@ -89,7 +89,9 @@ _RANGES = {
     r"dataloader\.train\.total_batch_size": _COUNT,
     r"dataloader\.test\.batch_size": _COUNT,
     r"dataloader\..*prob": _SHARE,
-    r"lr_multiplier\..*(warmup_factor|warmup_length|values)": _NOT_NEGATIVE,
+    # of the whole training
+    r"lr_multiplier\..*warmup_length": _SHARE,
+    r"lr_multiplier\..*(warmup_factor|values)": _NOT_NEGATIVE,
     r"lr_multiplier\..*milestones": _NOT_NEGATIVE,
 }
 

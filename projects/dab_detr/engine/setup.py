@@ -7,11 +7,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dab_detr.config import get_config
 from dab_detr.data.datasets import use_checked_data, use_own_data
+from dab_detr.engine.checks import check_sections
 
 
 def config_of(args: argparse.Namespace) -> DictConfig:
     """The config with its overrides; the command line's own data are not in it yet."""
     cfg = get_config(args.config_file, args.opts)
+    check_sections(cfg)
     if "train" in cfg:
         # a config of one's own need not name what it leaves alone
         cfg.train = OmegaConf.merge(get_config("common/train.py").train, cfg.train)

@@ -74,8 +74,8 @@ class Trainer(SimpleTrainer):
             self.device_type, enabled=amp_dtype is torch.float16
         )
         self.means = StepMeans()
-        # the iterations of the last log but one, and of the last
-        self.logged = (-1, -1)
+        # the iteration of the last log
+        self.logged = -1
         # known when the training starts
         self.max_iter = 0
         self._data_times: list[float] = []
@@ -126,7 +126,7 @@ class Trainer(SimpleTrainer):
         # the slowest worker is the one that is waited for
         waited = comm.gather(sum(self._data_times) / len(self._data_times))
         self._data_times = []
-        self.logged = (self.logged[1], self.iter)
+        self.logged = self.iter
         means = self.means.read()
         if not comm.is_main_process():
             return
@@ -170,7 +170,7 @@ class Trainer(SimpleTrainer):
             "grad_scaler": self.grad_scaler.state_dict(),
             "nonfinite_steps": self.nonfinite.count,
             "means": self.means.state_dict(),
-            "logged": list(self.logged),
+            "logged": self.logged,
             "optimizer_type": type(self.optimizer).__name__,
         }
 
@@ -183,11 +183,12 @@ class Trainer(SimpleTrainer):
         if "logged" not in state_dict:
             # of an earlier version, whose recent metrics are those of single steps
             hooks = {k: v for k, v in state_dict.get("hooks", {}).items() if k != "History"}
-            logged = (state_dict["iteration"],) * 2
-            state_dict = {**state_dict, "hooks": hooks, "logged": logged}
+            state_dict = {**state_dict, "hooks": hooks, "logged": state_dict["iteration"]}
         super().load_state_dict(state_dict)
         self.means.load_state_dict(state_dict.get("means", {"sums": []}))
-        self.logged = tuple(state_dict["logged"])
+        logged = state_dict["logged"]
+        # of an earlier version, with the log before
+        self.logged = logged[-1] if isinstance(logged, list) else logged
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.nonfinite.count = state_dict.get("nonfinite_steps", 0)

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -41,7 +40,12 @@ from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.resuming import find_checkpoints, resume_training
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.unused import freeze_unused
-from dab_detr.engine.writers import MetricsWriter, TensorBoardWriter, Writers
+from dab_detr.engine.writers import (
+    MetricsWriter,
+    TensorBoardWriter,
+    Writers,
+    configured_writers,
+)
 from dab_detr.errors import InputError
 from dab_detr.evaluation.evaluate import RESULTS_FILE, evaluate
 from dab_detr.evaluation.test_sets import build_loader, check_evaluation, evaluated_sets, label
@@ -195,7 +199,7 @@ def train(
             ProgressPrinter(course.max_iter, course.settings.batch_size, start_iter),
             MetricsWriter(folder / METRICS_FILE),
             TensorBoardWriter(folder),
-            *(instantiate(writer) for writer in cfg.train.writers),
+            *configured_writers(cfg),
         ]
         trainer.register_hooks([Writers(writers, period=cfg.train.log_period)])
     trainer.register_hooks([stop])

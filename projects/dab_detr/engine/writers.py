@@ -13,7 +13,10 @@ from detectron2.utils.events import (
     TensorboardXWriter,
     get_event_storage,
 )
+from omegaconf import DictConfig
 
+from dab_detr.config import build
+from dab_detr.errors import InputError
 from dab_detr.files import read_json_lines, write_whole
 
 _COLUMNS = ("iteration", "name", "value")
@@ -31,21 +34,39 @@ class Writers(PeriodicWriter):
     """``PeriodicWriter``, after which a resumed training has the rows of one that never stopped.
 
     Rows of the steps that are taken again go. The row of the step before them may not have been
-    written, or without the evaluation that is only now made up for; what was not yet written of
-    earlier steps is due at the next log. Their metrics are in the checkpoint (:class:`History`).
+    written, or without the evaluation that is only now made up for: it is written again. What was
+    not yet due of earlier steps is so at the next log. Their metrics are in the checkpoint
+    (:class:`History`).
     """
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
         if not start:
             return
-        before, last = self.trainer.logged
-        was_due = last == start - 1
+        # checkpoints of earlier versions lack the metrics
+        has_metrics = "data_time" in self.trainer.storage.latest()
+        was_due = self.trainer.logged == start - 1 and has_metrics
         for writer in self._writers:
             if isinstance(writer, ResumableWriter):
-                writer.resume(before if was_due else last)
+                writer.resume(start - 2 if was_due else self.trainer.logged)
                 if was_due:
                     writer.write()
+
+
+def configured_writers(cfg: DictConfig) -> list[EventWriter]:
+    """Those of ``train.writers``.
+
+    Raises:
+        InputError: if one cannot be built, or is none.
+    """
+    built = [build(cfg, f"train.writers.{index}") for index in range(len(cfg.train.writers))]
+    for index, writer in enumerate(built):
+        if not isinstance(writer, EventWriter):
+            raise InputError(
+                f"train.writers.{index} gives {type(writer).__name__}; an EventWriter of "
+                "Detectron2 is needed, as a LazyCall."
+            )
+    return built
 
 
 class MetricsWriter(ResumableWriter):
@@ -62,9 +83,9 @@ class MetricsWriter(ResumableWriter):
         self._last = -1
 
     def resume(self, after: int) -> None:
-        self._last = after
         if self._path.exists():
             rows = [x for x in read_json_lines(self._path) if x.get("iteration", -1) <= after]
+            self._last = max((row.get("iteration", -1) for row in rows), default=-1)
             kept = "".join(f"{_json(row)}\n" for row in rows)
             write_whole(self._path, lambda file: file.write(kept.encode()))
 
@@ -112,14 +133,13 @@ class CSVWriter(ResumableWriter):
         self._last = -1
 
     def resume(self, after: int) -> None:
-        self._last = after
         if self._path.exists():
             with open(self._path, newline="") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(_COLUMNS)]
+            rows = [row for row in rows if row[0].isdigit() and int(row[0]) <= after]
+            self._last = max((int(row[0]) for row in rows), default=-1)
             kept = io.StringIO(newline="")
-            csv.writer(kept).writerows(
-                [_COLUMNS, *(x for x in rows if x[0].isdigit() and int(x[0]) <= after)]
-            )
+            csv.writer(kept).writerows([_COLUMNS, *rows])
             write_whole(self._path, lambda file: file.write(kept.getvalue().encode()))
 
     def write(self) -> None:

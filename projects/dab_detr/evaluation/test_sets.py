@@ -10,11 +10,10 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from dab_detr.config import build
+from dab_detr.config import build, target_of
 from dab_detr.data.datasets import dataset_names
 from dab_detr.errors import InputError
 from dab_detr.evaluation.voc_evaluator import check_voc_evaluator
@@ -121,9 +120,8 @@ def _without_cached_truth(node: DictConfig) -> Iterator[None]:
 
     By default it takes the file that an earlier run has left, whatever the data set was then.
     """
-    key, target = "allow_cached_coco", node.get("_target_")
-    target = locate(target) if isinstance(target, str) else target
-    if key in node or not (callable(target) and key in inspect.signature(target).parameters):
+    key, target = "allow_cached_coco", target_of(node)
+    if key in node or target is None or key not in inspect.signature(target).parameters:
         yield
         return
     node[key] = False

@@ -14,6 +14,8 @@ from matplotlib.ft2font import FT2Font
 from dab_detr.errors import listed
 
 _INVISIBLE = ("Cc", "Cf", "Zs")
+# Unicode will never give it a meaning
+_NO_LETTER = "\ufdd0"
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +61,11 @@ def _fonts(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     lacking -= _letters(usual)
     families: dict[str, str] = {}
     for font in font_manager.fontManager.ttflist if lacking else ():
-        # LastResort draws a frame for every letter
-        if "LastResort" in font.name or font.name in families.values():
+        letters = _letters(font.fname)
+        # a font of last resort draws a frame for whatever it is given
+        if _NO_LETTER in letters or font.name in families.values():
             continue
-        for letter in lacking & _letters(font.fname):
+        for letter in lacking & letters:
             families.setdefault(letter, font.name)
     drawn = []
     without_font = []
