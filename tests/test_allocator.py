@@ -1,10 +1,8 @@
 """Freed memory stays in the process, where the C library is glibc."""
 
-import os
 import platform
-import subprocess
-import sys
 
+import programs
 import pytest
 
 PROGRAM = """
@@ -20,14 +18,10 @@ print(int(what_is_kept().outcome()["megabytes"]))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
 @pytest.mark.parametrize("what, kept", [("keep", True), ("return", False)])
-def test_freed_memory_is_kept_on_demand(what, kept):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, what],
-        # pytest's own: where counting.py and what it imports are
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_freed_memory_is_kept_on_demand(tmp_path, what, kept):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = programs.run(program, what)
+    assert done.returncode == 0, done.stderr
     # of a few tensors, not of thirty
     assert (90 < int(done.stdout) < 900) if kept else int(done.stdout) < 50

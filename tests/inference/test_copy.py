@@ -66,6 +66,7 @@ def test_detects_the_same_and_leaves_the_model_alone(model, batch):
         assert_same_detections(fast, model, batch(sizes))
 
 
+@pytest.mark.long
 def test_compiled_it_detects_the_same_in_all_sizes(model, batch):
     model.eval()
     torch._dynamo.reset()
