@@ -4,7 +4,9 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -154,6 +156,17 @@ def limited_files(size):
 
 
 # the weights fit, but not the optimizer's state; the metrics, but no weights
+def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(
+    in_process, tmp_path, monkeypatch, capsys
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert in_process("--config-file", str(CONFIG), f"train.output_dir={tmp_path / 'out'}") == 1
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert re.search(r"out has room for 0.0 MB, and a checkpoint takes at least \d\.\d MB", last)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("size", [2_000_000, 1_000_000])
 def test_a_full_disk_ends_with_a_sentence_and_whole_checkpoints(run, tmp_path, capsys, size):
     out = tmp_path / "out"

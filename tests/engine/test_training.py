@@ -156,7 +156,7 @@ def test_a_checkpoint_decides_over_the_config(config, tmp_path, caplog):
 
 
 def test_too_few_classes_are_reported_before_the_first_step(config):
-    with pytest.raises(InputError, match="'tiny_train' has 3 classes, the model 2"):
+    with pytest.raises(InputError, match=r"'tiny_train' \(.*json\) has 3 classes, the model 2"):
         run(config("model.num_classes=2"))
 
 

@@ -119,6 +119,8 @@ def train(
         max_to_keep=cfg.train.checkpointer.max_to_keep,
         class_names=class_names(cfg, "train", model),
     )
+    output = output or OutputFolder(folder)
+    output.require_room(sum(x.numel() * x.element_size() for x in model.state_dict().values()))
     found = find_checkpoints(checkpointer) if resume else []
     if not found:
         # before DDP hands the first process's weights to all: each may draw a class head of its own
@@ -191,7 +193,7 @@ def train(
     # all have read what they begin with, and it may be one of the files that go
     require_equal_weights(model, start_iter)
     if not found and comm.is_main_process():
-        (output or OutputFolder(folder)).set_aside()
+        output.set_aside()
     loader = build_train_loader(cfg, records, seed, course.samples(start_iter))
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():

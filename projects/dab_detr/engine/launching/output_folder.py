@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,15 +75,31 @@ class OutputFolder:
                 self._note_what_is_there()
             except InputError as error:
                 problem = str(error)
-        problem = comm.all_gather(problem)[0]
-        if problem:
-            raise InputError(problem)
+        _refuse_together(problem)
         try:
             yield
         finally:
             if lock is not None:
                 os.ftruncate(lock, 0)
                 os.close(lock)
+
+    def require_room(self, size: int) -> None:
+        """See that a file of so many bytes can be written; all processes of the group call it.
+
+        Raises:
+            InputError: on every process, if not.
+        """
+        problem = None
+        if comm.is_main_process():
+            usage = shutil.disk_usage(self.path)
+            # some network file systems do not say
+            if usage.total and usage.free < size:
+                problem = (
+                    f"{self.path} has room for {usage.free / 1e6:.1f} MB, and a checkpoint takes "
+                    f"at least {size / 1e6:.1f} MB: make room or choose another folder with "
+                    "train.output_dir=FOLDER."
+                )
+        _refuse_together(problem)
 
     def require_free(self) -> None:
         """See that no run is in the folder, before anything is written or made.
@@ -189,3 +206,10 @@ class OutputFolder:
             log.seek(0)
             log.write(own)
             log.truncate()
+
+
+def _refuse_together(problem: str | None) -> None:
+    """Raise InputError on every process if the first one has a problem."""
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise InputError(problem)
