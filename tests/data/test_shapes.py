@@ -1,10 +1,9 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
+import programs
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -122,7 +121,8 @@ def test_an_interrupted_run_leaves_nothing_that_is_trusted(tmp_path, monkeypatch
 
 def test_a_killed_run_leaves_no_folder_of_the_final_name(tmp_path):
     """Killed outright, a run cannot clean up; its leftovers must not look complete."""
-    program = """
+    program = tmp_path / "program.py"
+    program.write_text("""
 import os, signal, sys
 from dab_detr.data import shapes
 drawn = []
@@ -134,11 +134,8 @@ def kill(*arguments):
     return original(*arguments)
 shapes._draw_image = kill
 shapes.generate_shapes(sys.argv[1], shapes.ShapesSpec(num_train=6, num_val=3, size=64))
-"""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, str(tmp_path)], env=os.environ
-    )
-    assert result.returncode == -9
+""")
+    assert programs.run(program, tmp_path).returncode == -9
     spec = ShapesSpec(num_train=6, num_val=3, size=64)
     assert not (tmp_path / spec.folder_name).exists()
     folder = generate_shapes(tmp_path, spec)
