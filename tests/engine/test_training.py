@@ -27,7 +27,9 @@ def config(datasets_root, monkeypatch, tmp_path, forget_tiny):
 
     def load(*overrides):
         forget_tiny()
-        return get_config(CONFIG, [f"train.output_dir={tmp_path}", *overrides])
+        # pictures prove nothing here
+        fixed = [f"train.output_dir={tmp_path}", "train.pictures.tensorboard=0"]
+        return get_config(CONFIG, [*fixed, *overrides])
 
     return load
 
