@@ -2,5 +2,5 @@
 
 from .dab_detr_r101_dc5_50ep import dataloader, lr_multiplier, model, optimizer, train
 
-model.num_patterns = 3
+model.transformer.queries.num_patterns = 3
 train.output_dir = "./output/dab_detr_r101_dc5_3pat_50ep"

@@ -2,7 +2,7 @@
 
 from .dab_detr_r50_dc5_50ep import dataloader, lr_multiplier, model, optimizer, train
 
-model.num_patterns = 3
+model.transformer.queries.num_patterns = 3
 # unlike the model without patterns
-model.key_temperature = 20.0
+model.transformer.key_temperature = 20.0
 train.output_dir = "./output/dab_detr_r50_dc5_3pat_50ep"

@@ -2,6 +2,6 @@
 
 from .dab_detr_r50_dc5_3pat_50ep import dataloader, lr_multiplier, model, optimizer, train
 
-model.anchor_init = "uniform"
-model.freeze_anchor_centers = True
+model.transformer.queries.anchor_init = "uniform"
+model.transformer.queries.freeze_anchor_centers = True
 train.output_dir = "./output/dab_detr_r50_dc5_3pat_fixedxy_50ep"

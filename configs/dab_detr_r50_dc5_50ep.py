@@ -7,6 +7,6 @@ from .common.train import train
 from .models.dab_detr_r50_dc5 import model
 
 # as released; every other model has 20
-model.key_temperature = 10.0
+model.transformer.key_temperature = 10.0
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 train.output_dir = "./output/dab_detr_r50_dc5_50ep"

@@ -3,7 +3,7 @@
 from .dab_detr_r50_dc5_50ep import dataloader, lr_multiplier, model, optimizer, train
 
 # only the released R50-DC5 with learned centres has 10
-model.key_temperature = 20.0
-model.anchor_init = "uniform"
-model.freeze_anchor_centers = True
+model.transformer.key_temperature = 20.0
+model.transformer.queries.anchor_init = "uniform"
+model.transformer.queries.freeze_anchor_centers = True
 train.output_dir = "./output/dab_detr_r50_dc5_fixedxy_50ep"

@@ -8,6 +8,7 @@ import numpy as np
 import programs
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
@@ -15,7 +16,8 @@ from PIL import Image
 
 from dab_detr.data.shapes import ShapesSpec, register_shapes
 from dab_detr.engine.main import main
-from dab_detr.modeling import DABDETR, DABTransformer
+from dab_detr.flat_config import PLACES, model_config
+from dab_detr.modeling import DABDETR
 
 SMALL = {
     "d_model": 32,
@@ -41,19 +43,25 @@ def seed():
 
 @pytest.fixture
 def small_transformer():
-    """A function that builds a small DABTransformer, with further switches."""
+    """A function that builds a small DABTransformer, with further settings by their flat names."""
 
-    def build(**switches):
-        return DABTransformer(**{"in_channels": 8, "num_classes": 5, **SMALL, **switches})
+    def build(**settings):
+        cfg = model_config(**{"num_classes": 5, **SMALL, **settings})
+        transformer = instantiate(cfg.transformer)
+        transformer.reset_parameters()
+        return transformer
 
     return build
 
 
 @pytest.fixture
 def small_model():
-    """A function that builds a small DABDETR, or a ``kind`` of it, for 3 classes."""
+    """A function that builds a small DABDETR, or a ``kind`` of it, for 3 classes.
 
-    def build(kind=DABDETR, **arguments):
+    Settings go by their flat names; whatever is none is an argument of the model.
+    """
+
+    def build(kind=DABDETR, **settings):
         backbone = ResNet(
             BasicStem(3, 16, norm="BN"),
             [
@@ -68,16 +76,13 @@ def small_model():
             ],
             out_features=["stem", "res2"],
         )
-        return kind(
-            **{
-                "backbone": backbone,
-                "in_features": ["res2"],
-                "num_classes": 3,
-                **SMALL,
-                "num_decoder_layers": 2,
-                **arguments,
-            }
-        )
+        settings = {"num_classes": 3, **SMALL, "num_decoder_layers": 2, **settings}
+        flat = {name: settings.pop(name) for name in list(settings) if name in PLACES}
+        cfg = model_config(in_features=flat.pop("in_features", ["res2"]), **flat)
+        parts = {"backbone": backbone, "criterion": None, **settings}
+        arguments = {name: instantiate(value) for name, value in cfg.items() if name not in parts}
+        del arguments["_target_"]
+        return kind(**parts, **arguments)
 
     return build
 

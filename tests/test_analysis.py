@@ -84,7 +84,7 @@ def test_the_tool_prints_a_table_and_json(tool, capsys):
     assert "| total" in capsys.readouterr().out
     assert tool.main([*config, "--json", "model.num_classes=5"]) == 0
     content = json.loads(capsys.readouterr().out)
-    parts = [content[p] for p in ("backbone", "input_proj", "encoder", "anchors", "decoder")]
+    parts = [content[p] for p in ("backbone", "input_proj", "encoder", "queries", "decoder")]
     assert sum(p["parameters"] for p in parts) == content["total"]["parameters"]
     assert sum(p["gflops"] for p in parts) == pytest.approx(content["total"]["gflops"], abs=0.01)
     assert tool.main(["--config-file", "none.py"]) == 1

@@ -82,20 +82,19 @@ def test_every_key_of_a_yaml_config_reaches_the_model():
     assert every - other.keys() == {"IN_FEATURES"}
     overrides = small | {f"MODEL.DAB_DETR.{key}": str(value) for key, value in other.items()}
     model = build_model(yaml_config(*(x for pair in overrides.items() for x in pair)))
-    matcher, transformer, decoder = (
-        model.criterion.matcher, model.transformer, model.transformer.decoder,
-    )  # fmt: skip
+    matcher, transformer = model.criterion.matcher, model.transformer
+    queries, decoder = transformer.queries, transformer.decoder
     assert (model.num_classes, model.num_select) == (4, 7)
     assert (matcher.class_weight, matcher.bbox_weight, matcher.giou_weight) == (21, 22, 23)
     weights = {f"loss_{x}": i for x, i in (("class", 31), ("bbox", 32), ("giou", 33))}
     assert model.criterion.weights == weights
     assert (matcher.focal_alpha, matcher.focal_gamma) == (0.5, 3)
     assert (model.criterion.focal_alpha, model.criterion.focal_gamma) == (0.5, 3)
-    assert transformer.key_encoding.temperature == 11 and decoder.query_temperature == 12
-    assert transformer.dropout == 0.25 and not decoder.update_anchors
-    assert decoder.reference_size is None and len(decoder.box_heads) == 3
-    assert transformer.anchors.patterns.weight.shape == (2, 16)
-    centers = transformer.anchors.center_logits
+    assert transformer.key_encoding.temperature == 11 and queries.temperature == 12
+    assert decoder.dropout == 0.25 and not queries.update_anchors
+    assert queries.reference_size is None and len(decoder.box_heads) == 3
+    assert queries.patterns.weight.shape == (2, 16)
+    centers = queries.center_logits
     assert centers.shape == (9, 2) and not centers.requires_grad
     grid = torch.tensor([1 / 6, 3 / 6, 5 / 6])
     torch.testing.assert_close(centers.sigmoid()[:3, 0], grid)
@@ -187,7 +186,7 @@ def test_published_augmentation():
 def test_config_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("dab_detr_r50_50ep.py", "configs/dab_detr_r50_50ep.py"):
-        assert dab_detr.get_config(name).model.num_queries == 300
+        assert dab_detr.get_config(name).model.transformer.queries.num_queries == 300
     with pytest.raises(InputError, match="no_such.py.*dab_detr_r50_50ep.py"):
         config_file("no_such.py")
 
@@ -195,10 +194,10 @@ def test_config_is_found_from_anywhere(tmp_path, monkeypatch):
 def test_overrides_change_the_config():
     cfg = get_config(
         "dab_detr_r50_50ep.py",
-        ["model.num_patterns=3", "train.amp.dtype=bfloat16", "+train.note=mine",
+        ["model.transformer.queries.num_patterns=3", "train.amp.dtype=bfloat16", "+train.note=mine",
          "dataloader.train.mapper.augmentations.0.prob=0.25"],
     )  # fmt: skip
-    assert cfg.model.num_patterns == 3
+    assert cfg.model.transformer.queries.num_patterns == 3
     assert cfg.train.amp.dtype == "bfloat16"
     assert cfg.train.note == "mine"
     assert cfg.dataloader.train.mapper.augmentations[0].prob == 0.25
@@ -247,7 +246,7 @@ def test_other_values_are_read_as_what_they_are(override, expected):
         ("train.output_dir=${train.nowhere}/x", "cannot be applied.*nowhere"),
         ("train.output_dir=${", "cannot be applied"),
         ("train.max_itr=3", "did you mean train.max_iter"),
-        ("model.num_querys=3", "model.num_queries"),
+        ("model.num_querys=3", "model.transformer.queries.num_queries"),
         ("nonsense", "key=value"),
         ("train.max_iter=[1", "cannot be applied"),
         ("model.num_queries.x=1", "no key 'model.num_queries.x'"),

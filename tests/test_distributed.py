@@ -213,7 +213,11 @@ SHALLOW = {
 
 def step_of(rank, name):
     """Two steps of a config's model on small images, on both processes."""
-    small = ["model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_queries=8"]
+    small = [
+        "model.transformer.encoder.num_layers=1",
+        "model.transformer.decoder.num_layers=1",
+        "model.transformer.queries.num_queries=8",
+    ]
     model = instantiate(get_config(name, small + SHALLOW.get(Path(name).stem, [])).model)
     freeze_unused(model)
     parallel = torch.nn.parallel.DistributedDataParallel(model)

@@ -33,7 +33,7 @@ sys.path.insert(0, {str(wheel.with_suffix(""))!r})
 import dab_detr, dab_detr.config
 assert dab_detr.__file__.startswith(sys.path[0]), dab_detr.__file__
 print(*dab_detr.config.list_configs())
-print(dab_detr.get_config("dab_detr_r50_50ep.py").model.num_queries)
+print(dab_detr.get_config("dab_detr_r50_50ep.py").model.transformer.queries.num_queries)
 """
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(wheel.with_suffix(""))

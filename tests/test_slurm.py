@@ -93,7 +93,7 @@ def test_dry_run_prints_the_script_and_leaves_nothing(tool, monkeypatch, tmp_pat
         tool, capsys, "--partition", "gpu", "--nodes", "2", "--gpus-per-node", "4",
         "--cpus-per-task", "6", "--mem", "90G", "--time", "2-03:04:05", "--job-name", "night",
         "--sbatch", "account=vision", "--sbatch", "exclusive", "--log-dir", "logs",
-        "--", *CONFIG, "model.num_patterns=3", "train.output_dir=a b",
+        "--", *CONFIG, "model.transformer.queries.num_patterns=3", "train.output_dir=a b",
     )  # fmt: skip
     assert script[0] == "#!/bin/bash"
     assert {line for line in script if line.startswith("#SBATCH") and "wckey" not in line} == {
@@ -117,7 +117,9 @@ def test_dry_run_prints_the_script_and_leaves_nothing(tool, monkeypatch, tmp_pat
     (command,) = (line for line in script if line.startswith("srun "))
     assert " --cpus-per-task=6 " in command and " --kill-on-bad-exit=1 " in command
     assert command.endswith(f" {sys.executable} -u -m submitit.core._submit {tmp_path}/logs")
-    arguments = f"{' '.join(CONFIG)} model.num_patterns=3 'train.output_dir=a b'"
+    arguments = (
+        f"{' '.join(CONFIG)} model.transformer.queries.num_patterns=3 'train.output_dir=a b'"
+    )
     assert f"echo train_net.py --resume {arguments}" in script
     assert list(tmp_path.iterdir()) == []
 
@@ -177,7 +179,7 @@ def test_wrong_usage_ends_with_2(tool, capsys, arguments, reason):
     "arguments, reason",
     [
         (["--config-file", "dab_detr_r5.py"], "There is no config file dab_detr_r5.py"),
-        ([*CONFIG, "model.num_pattern=3"], "did you mean model.num_patterns"),
+        ([*CONFIG, "model.num_pattern=3"], "did you mean model.transformer.queries.num_patterns"),
     ],
 )
 def test_a_wrong_config_is_not_submitted(tool, cluster, tmp_path, capsys, arguments, reason):

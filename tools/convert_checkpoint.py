@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="Reads the published .pth, detrex's and mmdetection's .pth, a directory or "
-        ".safetensors of transformers, and this project's own; the layout is recognised.",
+        ".safetensors of transformers, and this project's own; the layout is detected.",
     )
     parser.add_argument("input", metavar="IN", help="a file, or a directory of transformers")
     parser.add_argument(
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             about = describe(class_names=conversion.class_names, settings=settings)
             write_state(conversion.state, args.output, about)
         elif args.to == "official":
-            write_state(from_dab_detr(conversion.state, "official"), args.output)
+            write_state(from_dab_detr(conversion.state, "official", settings), args.output)
         else:
             conversion.notes.append(_write_hf(conversion, settings, args.input, args.output))
     except InputError as error:
@@ -103,13 +103,10 @@ def _write_hf(conversion: Conversion, settings: dict[str, Any], source: str, pat
             f"{source} does not say whether its backbone is dilated: add --dilation for a DC5 "
             "model, --no-dilation for any other."
         )
-    for name, needed in (("query_temperature", 10000), ("update_anchors", True)):
-        if settings.get(name, needed) != needed:
-            raise InputError(f"transformers' DAB-DETR needs {name}={needed}, not {settings[name]}.")
     names = ("num_heads", "key_temperature", "dilation")
     chosen = {name: settings[name] for name in names if name in settings}
     chosen = {"num_heads": 8, "key_temperature": 20.0} | chosen
-    write_hf(conversion.state, path, **chosen)
+    write_hf(conversion.state, path, **chosen, settings=settings)
     return "config.json: " + ", ".join(f"{name}={chosen[name]}" for name in names)
 
 

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import instantiate
+from torch import nn
 
-from dab_detr.checkpoint.conversion import to_dab_detr
-from dab_detr.checkpoint.layout import translate
+from dab_detr.checkpoint.conversion import from_dab_detr, to_dab_detr
 from dab_detr.checkpoint.official import OFFICIAL
 from dab_detr.compiling import compile_for_training
 from dab_detr.errors import InputError
-from dab_detr.modeling.criterion import SetCriterion
-from dab_detr.modeling.matcher import HungarianMatcher, Targets
-from dab_detr.modeling.meta_arch import select_detections
-from dab_detr.modeling.transformer import DABTransformer
+from dab_detr.flat_config import model_config
+from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets, select_detections
 
 # What may differ in float32: absolute for outputs, relative for losses and gradients.
 LIMITS = {
@@ -68,23 +67,22 @@ def _compare(
 ) -> dict[str, float]:
     model = _build(meta, record, path)
     if compile:
-        compile_for_training(model)
+        compile_for_training(model["transformer"])
     targets = _targets(record)
     num_layers = meta["dec_layers"]
 
-    key_encoding = model.key_encoding(record["in/mask"]).permute(0, 3, 1, 2)
-    class_logits, box_logits = model(record["in/features"], record["in/mask"])
+    transformer = model["transformer"]
+    key_encoding = transformer.key_encoding(record["in/mask"]).permute(0, 3, 1, 2)
+    outputs = transformer(model["input_proj"](record["in/features"]), record["in/mask"])
+    class_logits, box_logits = outputs.class_logits, outputs.box_logits
     boxes = box_logits.sigmoid()
     criterion = SetCriterion(HungarianMatcher())
-    losses = criterion(class_logits, box_logits, targets)
+    matches = criterion.match(outputs, targets)
+    losses = criterion.losses(outputs, matches, targets, len(targets.labels))
     total = sum(losses.values())
     total.backward()
-    matches = criterion.matcher(class_logits, boxes, targets)
     found = select_detections(
-        class_logits[-1].detach(),
-        box_logits[-1].detach(),
-        meta["image_valid"],
-        len(record["post/0/scores"]),
+        class_logits[-1].detach(), box_logits[-1].detach(), len(record["post/0/scores"])
     )
 
     errors = {
@@ -96,23 +94,24 @@ def _compare(
         "gradients": _relative_gradients(model, record),
     }
     post = {"scores": 0.0, "labels": 0.0, "detected boxes": 0.0}
-    for image, instances in enumerate(found):
+    for image, (scores, labels, boxes_xyxy) in enumerate(zip(*found)):
         wanted = {part: record[f"post/{image}/{part}"] for part in ("scores", "labels", "boxes")}
         count = len(wanted["scores"])
-        post["scores"] = max(post["scores"], _distance(instances.scores[:count], wanted["scores"]))
-        post["labels"] += float((instances.pred_classes[:count] != wanted["labels"]).sum())
+        height, width = meta["image_valid"][image]
+        in_pixels = boxes_xyxy * torch.tensor([width, height, width, height])
+        post["scores"] = max(post["scores"], _distance(scores[:count], wanted["scores"]))
+        post["labels"] += float((labels[:count] != wanted["labels"]).sum())
         post["detected boxes"] = max(
-            post["detected boxes"],
-            _distance(instances.pred_boxes.tensor[:count], wanted["boxes"]),
+            post["detected boxes"], _distance(in_pixels[:count], wanted["boxes"])
         )
     return errors | post
 
 
-def _build(meta: dict[str, Any], record: dict, path: str | os.PathLike) -> DABTransformer:
+def _build(meta: dict[str, Any], record: dict, path: str | os.PathLike) -> nn.ModuleDict:
+    """The projection and the transformer."""
     prefix = "state/"
     state = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
-    model = DABTransformer(
-        in_channels=meta["in_channels"],
+    settings = model_config(
         num_classes=meta["num_classes"],
         d_model=meta["d_model"],
         num_heads=meta["nheads"],
@@ -127,9 +126,11 @@ def _build(meta: dict[str, Any], record: dict, path: str | os.PathLike) -> DABTr
         share_box_head=not meta["per_layer_heads"],
         key_temperature=meta["temperature"],
     )
+    input_proj = nn.Conv2d(meta["in_channels"], meta["d_model"], kernel_size=1)
+    transformer = instantiate(settings.transformer)
+    model = nn.ModuleDict({"input_proj": input_proj, "transformer": transformer})
     try:
-        own = to_dab_detr(state).state
-        model.load_state_dict({k.removeprefix("transformer."): v for k, v in own.items()})
+        model.load_state_dict(to_dab_detr(state).state)
     except (InputError, RuntimeError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     return model
@@ -174,20 +175,13 @@ def _relative_losses(losses, total, record: dict, weights: dict, num_layers: int
     return max(float("inf") if error != error else error for error in errors)
 
 
-def _relative_gradients(model: DABTransformer, record: dict) -> float:
+def _relative_gradients(model: nn.Module, record: dict) -> float:
     """Largest difference over the largest entry of the recorded gradient."""
-    parameters = dict(model.named_parameters(prefix="transformer"))
-    anchors = [
-        p.grad for p in (model.anchors.center_logits, model.anchors.size_logits) if p is not None
-    ]
+    gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
     errors = [0.0]
+    ours = from_dab_detr(gradients, OFFICIAL)
     for name, wanted in record.items():
         if name.startswith("grad/"):
-            theirs = name.removeprefix("grad/")
-            if theirs == OFFICIAL.anchors:
-                ours = torch.cat(anchors, dim=1)
-            else:
-                ours = parameters[translate(theirs, OFFICIAL.rows)].grad
-            error = _distance(ours, wanted)
+            error = _distance(ours[name.removeprefix("grad/")], wanted)
             errors.append(error / max(wanted.abs().max().item(), 1e-12))
     return max(errors)

@@ -2,5 +2,5 @@
 
 from ..dab_detr_r50_dc5_3pat_50ep import dataloader, lr_multiplier, model, optimizer, train
 
-model.update_anchors = False
+model.transformer.queries.update_anchors = False
 train.output_dir = "./output/ablations/table3_no_anchor_update"

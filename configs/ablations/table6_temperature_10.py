@@ -3,6 +3,6 @@
 from ..dab_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, train
 
 dataloader.train.total_batch_size = 64
-model.modulate_hw_attention = False
-model.key_temperature = 10.0
+model.transformer.queries.modulate_hw_attention = False
+model.transformer.key_temperature = 10.0
 train.output_dir = "./output/ablations/table6_temperature_10"

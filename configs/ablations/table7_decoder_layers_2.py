@@ -2,5 +2,5 @@
 
 from ..dab_detr_r50_dc5_3pat_50ep import dataloader, lr_multiplier, model, optimizer, train
 
-model.num_decoder_layers = 2
+model.transformer.decoder.num_layers = 2
 train.output_dir = "./output/ablations/table7_decoder_layers_2"

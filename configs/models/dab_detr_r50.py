@@ -3,7 +3,15 @@
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
-from dab_detr.modeling import DABDETR, HungarianMatcher, SetCriterion
+from dab_detr.modeling import (
+    DABDETR,
+    AnchorBoxQueries,
+    DABTransformer,
+    Decoder,
+    Encoder,
+    HungarianMatcher,
+    SetCriterion,
+)
 
 model = L(DABDETR)(
     # torchvision's ResNet: the stride is in the 3x3 convolution
@@ -16,22 +24,41 @@ model = L(DABDETR)(
     ),
     in_features=["res5"],
     num_classes=80,
-    d_model=256,
-    num_heads=8,
-    num_encoder_layers=6,
-    num_decoder_layers=6,
-    ffn_dim=2048,
-    dropout=0.0,
-    num_queries=300,
-    num_patterns=0,
-    query_dim=4,
-    anchor_init="normal",
-    freeze_anchor_centers=False,
-    modulate_hw_attention=True,
-    update_anchors=True,
-    share_box_head=True,
-    key_temperature=20.0,
-    query_temperature=10000.0,
+    # the parts take their width from d_model, queries and decoder the rest from the encoder
+    transformer=L(DABTransformer)(
+        d_model=256,
+        key_temperature=20.0,
+        encoder=L(Encoder)(
+            num_layers=6,
+            d_model="${..d_model}",
+            num_heads=8,
+            ffn_dim=2048,
+            dropout=0.0,
+        ),
+        queries=L(AnchorBoxQueries)(
+            num_queries=300,
+            num_layers="${..decoder.num_layers}",
+            d_model="${..d_model}",
+            num_heads="${..encoder.num_heads}",
+            dropout="${..encoder.dropout}",
+            query_dim=4,
+            num_patterns=0,
+            anchor_init="normal",
+            freeze_anchor_centers=False,
+            modulate_hw_attention=True,
+            update_anchors=True,
+            temperature=10000.0,
+        ),
+        decoder=L(Decoder)(
+            num_layers=6,
+            num_classes="${...num_classes}",
+            d_model="${..d_model}",
+            num_heads="${..encoder.num_heads}",
+            ffn_dim="${..encoder.ffn_dim}",
+            dropout="${..encoder.dropout}",
+            share_box_head=True,
+        ),
+    ),
     num_select=300,
     criterion=L(SetCriterion)(
         matcher=L(HungarianMatcher)(

@@ -42,15 +42,15 @@ model.backbone = L(ResNet)(
 )
 model.in_features = ["res4"]
 model.num_classes = 3
-model.d_model = 96
-model.ffn_dim = 384
-model.num_encoder_layers = 1
-model.num_decoder_layers = 3
-model.num_queries = 36
+model.transformer.d_model = 96
+model.transformer.encoder.ffn_dim = 384
+model.transformer.encoder.num_layers = 1
+model.transformer.decoder.num_layers = 3
+model.transformer.queries.num_queries = 36
 model.num_select = 100
 # With few images and steps the published start, N(0, 1), learns nothing; a grid does.
-model.anchor_init = "grid"
-model.query_temperature = 20.0
+model.transformer.queries.anchor_init = "grid"
+model.transformer.queries.temperature = 20.0
 
 optimizer.lr = 1e-3
 optimizer.params.lr_factor_func.factor = 1.0

@@ -9,26 +9,13 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import FlopCountAnalysis
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from dab_detr.modeling.meta_arch import DABDETR
 
-PARTS = ("backbone", "input_proj", "encoder", "anchors", "decoder")
-
-
-class Network(nn.Module):
-    """From normalised pixels to the last layer's logits: what an image costs at inference."""
-
-    def __init__(self, model: DABDETR):
-        super().__init__()
-        self.backbone = model.backbone
-        self.transformer = model.transformer
-        self.level = model.in_feature
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.transformer(self.backbone(images)[self.level], all_layers=False)
+PARTS = ("backbone", "input_proj", "encoder", "queries", "decoder")
 
 
 def _attention_flops(inputs: list, outputs: list) -> Counter:
@@ -51,9 +38,9 @@ def count_flops(model: DABDETR, height: int = 800, width: int = 1280) -> dict[st
         attention's products and the projections of the encoder's attention, see docs/MODEL_ZOO.md.
     """
     was_training = model.training
-    network = Network(model.eval())
+    core = model.eval().core.eval()
     image = torch.zeros(1, 3, height, width, device=model.device)
-    analysis = FlopCountAnalysis(network, image)
+    analysis = FlopCountAnalysis(core, image)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     by_module = analysis.by_module()
@@ -179,4 +166,4 @@ class _MemoryCounter(TorchDispatchMode):
 
 
 def _module_name(part: str) -> str:
-    return part if part == "backbone" else f"transformer.{part}"
+    return part if part in ("backbone", "input_proj") else f"transformer.{part}"

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dab_detr.errors import InputError
-from dab_detr.moved import MOVED_MODULES
+from dab_detr.moved import MOVED_MODULES, refuse_moved_keys
 from dab_detr.overrides import apply_override
 from dab_detr.yaml_config import read_yaml
 
@@ -58,8 +58,8 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
         overrides: ``key=value`` strings, see :func:`~dab_detr.overrides.apply_override`.
 
     Raises:
-        InputError: for an unknown file, a file that does not load, an unknown key or a malformed
-            override.
+        InputError: for an unknown file, a file that does not load, an unknown key, one that has
+            moved, or a malformed override.
     """
     path = config_file(name)
     if path.endswith((".yaml", ".yml")):
@@ -73,9 +73,17 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
             raise InputError(
                 f"The config file {path} does not load: {_one_line(error)}{hint}"
             ) from error
+    _refuse_moved_keys(cfg, f"The config file {path}")
     for override in overrides:
         apply_override(cfg, override)
+    _refuse_moved_keys(cfg, "The config")
     return cfg
+
+
+def _refuse_moved_keys(cfg: DictConfig, where: str) -> None:
+    model = cfg.get("model")
+    if isinstance(model, DictConfig):
+        refuse_moved_keys((f"model.{key}" for key in model), where)
 
 
 def build(cfg: DictConfig, section: str) -> Any:
@@ -122,42 +130,15 @@ def _one_line(error: Exception) -> str:
 def add_dab_detr_config(cfg: CfgNode) -> None:
     """Add the keys that ``MODEL.META_ARCHITECTURE: DABDETR`` reads to a Detectron2 YAML config.
 
-    Every key below ``MODEL.DAB_DETR`` but the first four is the argument of that name of
-    :class:`~dab_detr.modeling.transformer.DABTransformer`, with the paper's value.
+    Every key below ``MODEL.DAB_DETR`` is a setting of the LazyConfig ``models/dab_detr_r50.py``, by
+    its name in :data:`dab_detr.flat_config.PLACES`, with the paper's value.
     """
-    # Importing registers the meta-architecture.
-    import dab_detr.modeling  # noqa: F401
+    from dab_detr.flat_config import flat_settings
 
-    cfg.MODEL.DAB_DETR = CfgNode(
-        {
-            "IN_FEATURES": ["res5"],
-            "NUM_CLASSES": 80,
-            "NUM_SELECT": 300,
-            "LOSS": {
-                "COST_CLASS": 2.0,
-                "COST_BBOX": 5.0,
-                "COST_GIOU": 2.0,
-                "WEIGHT_CLASS": 1.0,
-                "WEIGHT_BBOX": 5.0,
-                "WEIGHT_GIOU": 2.0,
-                "FOCAL_ALPHA": 0.25,
-                "FOCAL_GAMMA": 2.0,
-            },
-            "D_MODEL": 256,
-            "NUM_HEADS": 8,
-            "NUM_ENCODER_LAYERS": 6,
-            "NUM_DECODER_LAYERS": 6,
-            "FFN_DIM": 2048,
-            "DROPOUT": 0.0,
-            "NUM_QUERIES": 300,
-            "NUM_PATTERNS": 0,
-            "QUERY_DIM": 4,
-            "ANCHOR_INIT": "normal",
-            "FREEZE_ANCHOR_CENTERS": False,
-            "MODULATE_HW_ATTENTION": True,
-            "UPDATE_ANCHORS": True,
-            "SHARE_BOX_HEAD": True,
-            "KEY_TEMPERATURE": 20.0,
-            "QUERY_TEMPERATURE": 10000.0,
-        }
-    )
+    # Importing registers the meta-architecture.
+    from dab_detr.modeling import DABDETR  # noqa: F401
+
+    def upper(settings: dict) -> dict:
+        return {k.upper(): upper(v) if isinstance(v, dict) else v for k, v in settings.items()}
+
+    cfg.MODEL.DAB_DETR = CfgNode(upper(flat_settings()))

@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dab_detr.errors import InputError
+from dab_detr.moved import MOVED_KEYS, refuse_moved_keys
 
 
 def apply_override(cfg: DictConfig, override: str) -> None:
@@ -98,6 +99,7 @@ def _get(cfg: DictConfig, key: str) -> object:
 
 def _require_key(cfg: DictConfig, key: str) -> None:
     """Refuse a key that is not in the config: it would be added and then ignored."""
+    refuse_moved_keys([key], f"The override of {key}")
     node = cfg
     for part in key.split("."):
         if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
@@ -105,8 +107,11 @@ def _require_key(cfg: DictConfig, key: str) -> None:
         elif isinstance(node, DictConfig) and part in node:
             node = node._get_node(part)
         else:
-            close = difflib.get_close_matches(key, _keys(cfg), n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(close)}?" if close else "."
+            # the short names of version 0.1 are remembered, and misspelt, too
+            names = {name: name for name in _keys(cfg)} | MOVED_KEYS
+            close = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+            present = dict.fromkeys(names[name] for name in close)
+            hint = f"; did you mean {' or '.join(present)}?" if close else "."
             raise InputError(f"The config has no key {key!r}{hint} (+{key}=VALUE adds a new one.)")
 
 

@@ -20,11 +20,11 @@ model.backbone.stages = [
     )
     for index in range(4)
 ]
-model.d_model = 32
-model.num_heads = 4
-model.num_encoder_layers = 1
-model.num_decoder_layers = 2
-model.ffn_dim = 64
-model.num_queries = 20
+model.transformer.d_model = 32
+model.transformer.encoder.num_heads = 4
+model.transformer.encoder.num_layers = 1
+model.transformer.decoder.num_layers = 2
+model.transformer.encoder.ffn_dim = 64
+model.transformer.queries.num_queries = 20
 model.num_classes = 5
 model.num_select = 20

@@ -36,8 +36,8 @@ def test_a_full_size_checkpoint_loads_completely(case, tmp_path):
         if "class_head" not in ours:
             assert torch.equal(loaded[ours], tensor), ours
     anchors = state["anchor_box_embed.weight" if "detrex" in case else "refpoint_embed.weight"]
-    assert torch.equal(loaded["transformer.anchors.center_logits"], anchors[:, :2])
-    assert torch.equal(loaded["transformer.anchors.size_logits"], anchors[:, 2:])
+    assert torch.equal(loaded["transformer.queries.center_logits"], anchors[:, :2])
+    assert torch.equal(loaded["transformer.queries.size_logits"], anchors[:, 2:])
     rows = state["class_embed.weight"]
     expected = rows[list(COCO_ROWS)] if len(rows) == 91 else rows
     assert torch.equal(loaded[CLASS_HEAD], expected)
@@ -100,7 +100,7 @@ def test_another_number_of_classes_starts_the_head_anew_for_training_only(tmp_pa
 BROKEN = {
     "a tensor is missing": (
         lambda s: s.pop("transformer.decoder.ref_anchor_head.layers.1.bias"),
-        r"lacks transformer\.decoder\.reference_size\.layers\.1\.bias",
+        r"lacks transformer\.queries\.reference_size\.layers\.1\.bias",
     ),
     "a block is missing": (
         lambda s: [s.pop(k) for k in list(s) if k.startswith("transformer.encoder.layers.3.")],

@@ -97,7 +97,7 @@ def test_mmdetections_tensors_find_their_places(tmp_path, mmcv):
     assert all("num_batches_tracked" in k or "activate" in k for k in conversion.ignored)
     decoder = "transformer.decoder."
     for theirs, ours in {
-        "neck.convs.0.conv.weight": "transformer.input_proj.weight",
+        "neck.convs.0.conv.weight": "input_proj.weight",
         "decoder.layers.1.self_attn.kpos_proj.bias": (
             decoder + "layers.1.self_attention.key_position_proj.bias"
         ),
@@ -112,7 +112,7 @@ def test_mmdetections_tensors_find_their_places(tmp_path, mmcv):
         ),
         "decoder.layers.1.norms.1.weight": decoder + "layers.1.cross_attention_norm.weight",
         "decoder.layers.1.norms.2.weight": decoder + "layers.1.feed_forward_norm.weight",
-        "decoder.ref_anchor_head.layers.1.bias": decoder + "reference_size.layers.1.bias",
+        "decoder.ref_anchor_head.layers.1.bias": "transformer.queries.reference_size.layers.1.bias",
         "bbox_head.fc_reg.layers.2.weight": decoder + "box_heads.0.layers.2.weight",
         "encoder.layers.1.ffn.layers.0.1.weight": (
             "transformer.encoder.layers.1.feed_forward.activation.weight"
@@ -124,5 +124,9 @@ def test_mmdetections_tensors_find_their_places(tmp_path, mmcv):
     # it has no raw COCO ids
     state |= {name: torch.rand(shape) for name, shape in linear("bbox_head.fc_cls", D, 91).items()}
     assert to_dab_detr(state).class_names is None
+    packed = state["encoder.layers.1.self_attn.attn.in_proj_weight"].chunk(3)
+    for part, expected in zip(("query", "key", "value"), packed):
+        name = f"transformer.encoder.layers.1.self_attention.{part}_proj.weight"
+        assert torch.equal(loaded[name], expected)
     anchors = state["query_embedding.weight"]
-    assert torch.equal(loaded["transformer.anchors.size_logits"], anchors[:, 2:])
+    assert torch.equal(loaded["transformer.queries.size_logits"], anchors[:, 2:])

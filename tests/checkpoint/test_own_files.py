@@ -40,7 +40,7 @@ class WithGain(DABDETR):
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        self.transformer.decoder.norm = ScaledNorm(self.transformer.decoder.d_model)
+        self.transformer.decoder.norm = ScaledNorm(self.transformer.d_model)
 
 
 class WithoutNorm(DABDETR):
@@ -121,7 +121,7 @@ def test_a_switch_that_is_yet_to_come_trains_and_goes_on(
 
 
 def test_a_file_without_a_description_is_known_by_its_names(small_model, tmp_path):
-    """As version 0.1 wrote them."""
+    """As Detectron2's own checkpointer writes them."""
     model = small_model(kind=WithGain)
     torch.save({"model": model.state_dict(), "iteration": 3}, tmp_path / "old.pth")
     other = small_model(kind=WithGain)
@@ -156,9 +156,9 @@ def test_an_own_file_that_does_not_fit_the_model_is_refused(
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
 def test_a_file_of_a_later_version_is_refused(small_model, tmp_path, name):
     model = small_model()
-    description = Checkpointer(model, complete=True).description() | {"version": 2}
+    description = Checkpointer(model, complete=True).description() | {"version": 3}
     write_state(model.state_dict(), tmp_path / name, description)
-    with pytest.raises(InputError, match=f"{name} has the format dab_detr 2.*newer dab_detr"):
+    with pytest.raises(InputError, match=f"{name} has the format dab_detr 3.*newer dab_detr"):
         Checkpointer(model, complete=True).load(str(tmp_path / name))
 
 

@@ -67,10 +67,8 @@ def both_predict(theirs, ours):
     """(logits, boxes) of the last layer of each."""
     pixels, valid = inputs()
     output = theirs(pixel_values=pixels, pixel_mask=valid)
-    features = ours.backbone(pixels)["res5"]
-    padded = torch.nn.functional.interpolate(valid[:, None].float(), size=features.shape[-2:])
-    logits, boxes = ours.transformer(features, padded[:, 0] == 0, all_layers=False)
-    return (output.logits, output.pred_boxes), (logits[-1], boxes[-1].sigmoid())
+    logits, boxes = ours.core(pixels, valid == 0)
+    return (output.logits, output.pred_boxes), (logits, boxes.sigmoid())
 
 
 MODES = {
@@ -147,8 +145,8 @@ def test_what_transformers_has_no_place_for_is_named(tmp_path):
 
 
 def dc5_model():
-    small = {"num_encoder_layers": 1, "num_decoder_layers": 2, "num_queries": 12}
-    overrides = [f"model.{name}={value}" for name, value in small.items()]
+    small = {"encoder.num_layers": 1, "decoder.num_layers": 2, "queries.num_queries": 12}
+    overrides = [f"model.transformer.{name}={value}" for name, value in small.items()]
     model = instantiate(get_config("dab_detr_r50_dc5_50ep.py", overrides).model).eval()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -215,14 +213,19 @@ def test_what_the_tensors_do_not_show_comes_from_the_file_or_is_asked_for(
     assert "trained with key_temperature=10, the model has 20.0" in caplog.text
 
 
-@pytest.mark.parametrize("setting, value", [("query_temperature", 20), ("update_anchors", False)])
-def test_settings_that_transformers_does_not_have_are_refused(
-    tmp_path, load_tool, capsys, setting, value
+@pytest.mark.parametrize("layout", ["hf", "official"])
+@pytest.mark.parametrize(
+    "setting, attribute, value",
+    [("query_temperature", "temperature", 20), ("update_anchors", "update_anchors", False)],
+)
+def test_settings_that_others_do_not_have_are_refused(
+    tmp_path, load_tool, capsys, layout, setting, attribute, value
 ):
     model = own_model()
-    setattr(model.transformer.decoder, setting, value)
+    setattr(model.transformer.queries, attribute, value)
     Checkpointer(model, str(tmp_path), complete=True).save("model_final")
     convert = load_tool("convert_checkpoint").main
-    assert convert([str(tmp_path / "model_final.pth"), str(tmp_path / "hf"), "--to", "hf"]) == 1
-    assert f"needs {setting}=" in capsys.readouterr().err
-    assert not (tmp_path / "hf").exists()
+    target = tmp_path / ("hf" if layout == "hf" else "out.pth")
+    assert convert([str(tmp_path / "model_final.pth"), str(target), "--to", layout]) == 1
+    assert f"The layout {layout} needs {setting}=" in capsys.readouterr().err
+    assert not target.exists()

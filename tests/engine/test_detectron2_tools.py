@@ -36,8 +36,8 @@ SMALL_R50 = [
     "dataloader.test.dataset.names=tiny_val",
     "dataloader.test.mapper.augmentations=[]",
     "dataloader.test.num_workers=0",
-    "model.num_encoder_layers=1",
-    "model.num_decoder_layers=2",
+    "model.transformer.encoder.num_layers=1",
+    "model.transformer.decoder.num_layers=2",
     "train.init_checkpoint=",
 ]
 CONFIGS = {

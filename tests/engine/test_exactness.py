@@ -96,7 +96,7 @@ EXACT = [
     "train.checkpointer.period=2",
     "train.eval_period=6",
     "train.ema.enabled=True",
-    "model.dropout=0.1",
+    "model.transformer.encoder.dropout=0.1",
     "dataloader.train.num_workers=1",
 ]
 

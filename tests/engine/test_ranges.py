@@ -27,17 +27,17 @@ def test_every_number_of_model_training_and_optimizer_has_a_range(name):
 WRONG = {
     "model.num_select": ["0", "-1", "1.5", "True", "many", "null", "nan", "inf"],
     "model.num_classes": ["0"],
-    "model.num_queries": ["0", "-3"],
-    "model.num_encoder_layers": ["-1", "0"],
-    "model.num_decoder_layers": ["0"],
-    "model.d_model": ["0", "-32", "30"],
-    "model.num_heads": ["0", "7"],
-    "model.ffn_dim": ["0"],
-    "model.num_patterns": ["-1"],
-    "model.query_dim": ["5"],
-    "model.dropout": ["1.0", "-0.1", "nan"],
-    "model.key_temperature": ["0", "-20"],
-    "model.query_temperature": ["inf"],
+    "model.transformer.queries.num_queries": ["0", "-3"],
+    "model.transformer.encoder.num_layers": ["-1", "0"],
+    "model.transformer.decoder.num_layers": ["0"],
+    "model.transformer.d_model": ["0", "-32", "30"],
+    "model.transformer.encoder.num_heads": ["0", "7"],
+    "model.transformer.encoder.ffn_dim": ["0"],
+    "model.transformer.queries.num_patterns": ["-1"],
+    "model.transformer.queries.query_dim": ["5"],
+    "model.transformer.encoder.dropout": ["1.0", "-0.1", "nan"],
+    "model.transformer.key_temperature": ["0", "-20"],
+    "model.transformer.queries.temperature": ["inf"],
     "model.pixel_mean": ["[0,0]", "3", "[]", "[0,nan,0]"],
     "model.pixel_std": ["[1,0,1]", "[1,1,1,1]", "[1,-1,1]"],
     "model.criterion.class_weight": ["-1"],
@@ -68,7 +68,8 @@ WRONG = {
 def test_numbers_out_of_range_are_refused_by_name(key, value):
     cfg = get_config("shapes/dab_detr_shapes.py", [f"{key}={value}"])
     # together with another key, either may be named
-    words = {"model.num_heads": r"model\.(num_heads|d_model)"}.get(key, key.replace(".", r"\."))
+    either = {"model.transformer.encoder.num_heads": r"model\.transformer\.\S*(num_heads|d_model)"}
+    words = either.get(key, key.replace(".", r"\."))
     with pytest.raises(InputError, match=f"{words}"):
         check_ranges(cfg)
 
@@ -82,7 +83,8 @@ def test_nothing_is_written_before(in_process, tmp_path, capsys):
 
 
 def test_usual_numbers_are_in_range():
-    values = ("optimizer.lr=0", "model.dropout=0.1", "train.max_iter=null", "train.seed=-1",
-              "model.num_patterns=3", "train.clip_grad.max_norm=0", "model.pixel_std=[1,1,1]",
-              "train.epochs=0.5", "optimizer.betas=[0,0.9]")  # fmt: skip
+    values = ("optimizer.lr=0", "model.transformer.encoder.dropout=0.1", "train.max_iter=null",
+              "train.seed=-1", "model.transformer.queries.num_patterns=3",
+              "train.clip_grad.max_norm=0", "model.pixel_std=[1,1,1]", "train.epochs=0.5",
+              "optimizer.betas=[0,0.9]")  # fmt: skip
     check_ranges(get_config("shapes/dab_detr_shapes.py", values))

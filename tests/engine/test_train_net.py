@@ -186,7 +186,7 @@ WRONG = {
     ),
     "unknown argument of the optimizer": (["+optimizer.foo=1"], "section optimizer .*foo"),
     "unknown argument of the model": (["+model.depth=3"], "section model does not work.*depth"),
-    "impossible model": (["model.anchor_init=gird"], "anchor_init is 'gird'"),
+    "impossible model": (["model.transformer.queries.anchor_init=gird"], "anchor_init is 'gird'"),
     "unknown level": (["model.in_features=[res7]"], "'res7', but ResNet gives"),
 }
 
@@ -330,14 +330,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused(in_process, trained, tmp_path
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(weights.read_bytes()[:5000])
     for override, checkpoint, words in (
-        ("model.d_model=64", weights, r"does not fit the model: transformer\.\S+ is \(\d+"),
         (
-            "model.num_decoder_layers=1",
+            "model.transformer.d_model=64",
             weights,
-            r"which has no transformer\.decoder\S+",
+            r"does not fit the model: input_proj\.weight is \(32",
         ),
         (
-            "model.num_decoder_layers=3",
+            "model.transformer.decoder.num_layers=1",
+            weights,
+            r"which has no transformer\.queries\.position_scale\S+",
+        ),
+        (
+            "model.transformer.decoder.num_layers=3",
             weights,
             r"it lacks transformer\.decoder\.layers\.2\S+.* and \d+ more",
         ),

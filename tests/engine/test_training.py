@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(config):
 def test_backbone_parameters_are_told_by_their_name():
     factor = backbone_lr_factor(0.1)
     assert factor("backbone.res2.0.conv1.weight") == 0.1
-    assert factor("transformer.input_proj.weight") == 1.0
+    assert factor("input_proj.weight") == 1.0
 
 
 def test_resuming_continues_the_gradient_scaler(config, tmp_path):

@@ -1,7 +1,9 @@
 """A small DAB-DETR on a ResNet of four stages, which every layout has names for."""
 
+from detectron2.config import instantiate
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
 
+from dab_detr.flat_config import model_config
 from dab_detr.modeling import DABDETR
 
 WIDTHS, CLASSES, QUERIES = [16, 32, 48, 64], 7, 12
@@ -23,9 +25,7 @@ def own_model(num_patterns=0, num_decoder_layers=3):
             )
         )
         in_channels = width
-    return DABDETR(
-        backbone=ResNet(BasicStem(3, 16, norm="FrozenBN"), stages, out_features=["res5"]),
-        in_features=["res5"],
+    cfg = model_config(
         num_classes=CLASSES,
         d_model=32,
         num_heads=4,
@@ -34,4 +34,10 @@ def own_model(num_patterns=0, num_decoder_layers=3):
         ffn_dim=64,
         num_queries=QUERIES,
         num_patterns=num_patterns,
+    )
+    return DABDETR(
+        backbone=ResNet(BasicStem(3, 16, norm="FrozenBN"), stages, out_features=["res5"]),
+        in_features=["res5"],
+        num_classes=CLASSES,
+        transformer=instantiate(cfg.transformer),
     ).eval()

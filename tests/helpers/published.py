@@ -34,10 +34,8 @@ def random_checkpoint(case):
 
 
 def model_of(case, **arguments):
-    cfg = get_config(CONFIGS[case])
-    for name, value in arguments.items():
-        cfg.model[name] = value
-    return instantiate(cfg.model)
+    overrides = [f"model.{name}={value}" for name, value in arguments.items()]
+    return instantiate(get_config(CONFIGS[case], overrides).model)
 
 
 def save_official(state, path):

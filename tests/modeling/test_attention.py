@@ -2,10 +2,11 @@ import math
 
 import torch
 
+from dab_detr.modeling import Encoding, Memory
 from dab_detr.modeling.attention import (
+    ConditionalCrossAttention,
     DecoderSelfAttention,
     EncoderSelfAttention,
-    ModulatedCrossAttention,
 )
 
 BATCH, QUERIES, CELLS, WIDTH, HEADS = 2, 5, 7, 32, 4
@@ -42,9 +43,9 @@ def test_encoder_self_attention():
     attention = EncoderSelfAttention(WIDTH, HEADS)
     x, position = torch.randn(2, BATCH, CELLS, WIDTH)
     valid, mask = padding()
-    weights, biases = attention.in_proj.weight.chunk(3), attention.in_proj.bias.chunk(3)
-    query, key = ((x + position) @ weights[i].T + biases[i] for i in range(2))
-    value = x @ weights[2].T + biases[2]
+    query = apply(attention.query_proj, x + position)
+    key = apply(attention.key_proj, x + position)
+    value = apply(attention.value_proj, x)
     expected = apply(attention.out_proj, softmax_attention(query, key, value, valid))
     torch.testing.assert_close(attention(x, position, mask), expected, atol=1e-5, rtol=1e-4)
 
@@ -60,6 +61,24 @@ def test_decoder_self_attention():
     value = apply(attention.value_proj, content)
     expected = apply(attention.out_proj, softmax_attention(query, key, value))
     torch.testing.assert_close(attention(content, position), expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_decoder_self_attention_under_a_mask():
+    """Two groups of queries that do not see each other are as each of them alone."""
+    attention = DecoderSelfAttention(WIDTH, HEADS)
+    content, position = torch.randn(2, BATCH, QUERIES, WIDTH)
+    group = torch.tensor([0, 0, 0, 1, 1])
+    together = attention(content, position, group[:, None] == group)
+    for number in (0, 1):
+        own = group == number
+        alone = attention(content[:, own], position[:, own])
+        torch.testing.assert_close(together[:, own], alone, atol=1e-5, rtol=1e-4)
+
+
+def cross_attend(attention, content, position, encoding, memory, key_encoding, mask):
+    given = Memory(memory, key_encoding, None, mask)
+    return attention(content, Encoding(position, encoding), given)
 
 
 def cross_attention_inputs():
@@ -80,7 +99,7 @@ def interleave_heads(content, position):
 @torch.no_grad()
 def test_cross_attention_joins_content_and_position_in_every_head():
     for first in (False, True):
-        attention = ModulatedCrossAttention(WIDTH, HEADS, add_position_to_content=first)
+        attention = ConditionalCrossAttention(WIDTH, HEADS, add_position_to_content=first)
         content, position, encoding, memory, key_encoding = cross_attention_inputs()
         valid, mask = padding()
         query = apply(attention.query_content_proj, content)
@@ -93,15 +112,17 @@ def test_cross_attention_joins_content_and_position_in_every_head():
         key = interleave_heads(key, key_position)
         value = apply(attention.value_proj, memory)
         expected = apply(attention.out_proj, softmax_attention(query, key, value, valid))
-        actual = attention(content, position, encoding, memory, key_encoding, mask)
+        actual = cross_attend(attention, content, position, encoding, memory, key_encoding, mask)
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_padded_cells_get_no_gradient():
-    attention = ModulatedCrossAttention(WIDTH, HEADS)
+    attention = ConditionalCrossAttention(WIDTH, HEADS)
     content, position, encoding, memory, key_encoding = cross_attention_inputs()
     valid, mask = padding()
     memory.requires_grad_()
-    attention(content, position, encoding, memory, key_encoding, mask).sum().backward()
+    cross_attend(
+        attention, content, position, encoding, memory, key_encoding, mask
+    ).sum().backward()
     assert (memory.grad[~valid] == 0).all()
     assert (memory.grad[valid] != 0).any()

@@ -9,10 +9,16 @@ from dab_detr.checkpoint import Checkpointer
 from dab_detr.config import get_config, list_configs
 from dab_detr.engine.unused import freeze_unused
 from dab_detr.errors import InputError
+from dab_detr.flat_config import model_config
 from dab_detr.modeling import DABDETR
 
 SMALL = {"d_model": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 1}
 BACKBONES = [name for name in list_configs() if name.startswith("backbones/")]
+
+
+def small_dab_detr(backbone, level):
+    transformer = instantiate(model_config(num_classes=3, **SMALL).transformer)
+    return DABDETR(backbone=backbone, in_features=level, num_classes=3, transformer=transformer)
 
 
 def random_torchvision_resnet(depth, dc5):
@@ -61,7 +67,11 @@ def test_parameter_counts_are_the_published_ones(depth, total, dc5, patterns):
 def test_other_backbones_train_and_predict(name, batch):
     if any(kind in name for kind in ("timm", "vit")):
         pytest.importorskip("timm")
-    small = ["model.num_encoder_layers=1", "model.num_decoder_layers=2", "model.num_queries=8"]
+    small = [
+        "model.transformer.encoder.num_layers=1",
+        "model.transformer.decoder.num_layers=2",
+        "model.transformer.queries.num_queries=8",
+    ]
     model = instantiate(get_config(name, small).model)
     # as they are trained
     model.to(memory_format=torch.channels_last)
@@ -120,9 +130,9 @@ def test_levels_of_one_stride_are_told_apart(indices, batch):
         found = features[f"p4_{index}"]
         assert found.shape == (1, 192, 4, 6)
         torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens)
-    model = DABDETR(backbone=backbone, in_features="p4_7", num_classes=3, **SMALL)
+    model = small_dab_detr(backbone, "p4_7")
     passed = []
-    model.transformer.register_forward_pre_hook(lambda module, inputs: passed.append(inputs[0]))
+    model.input_proj.register_forward_pre_hook(lambda module, inputs: passed.append(inputs[0]))
     with torch.no_grad():
         model.eval()(batch(((64, 96),), (0,)))
     torch.testing.assert_close(passed[0].flatten(2).transpose(1, 2), seen[7])
@@ -155,9 +165,9 @@ def test_strided_levels_come_in_the_order_of_their_names():
 def test_timms_models_take_images_of_any_size(name, batch):
     backbone = timm_backbone(name)
     ((level, shape),) = backbone.output_shape().items()
-    model = DABDETR(backbone=backbone, in_features=level, num_classes=3, **SMALL)
+    model = small_dab_detr(backbone, level)
     seen = []
-    model.transformer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.input_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     for sizes in (((97, 131), (64, 75)), ((75, 250), (75, 250))):
         losses = model(batch(sizes))
         assert sum(losses.values()).isfinite()

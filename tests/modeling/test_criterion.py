@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
+from dab_detr.modeling import HungarianMatcher, Outputs, SetCriterion, Targets
 
 LAYERS, CLASSES = 3, 4
 
@@ -135,7 +135,7 @@ def slow_losses(class_logits, box_logits, targets):
 @pytest.mark.parametrize("counts, queries", CASES)
 def test_losses_are_the_sums_over_matches(counts, queries):
     class_logits, box_logits, targets = random_case(counts, queries)
-    losses = SetCriterion(HungarianMatcher())(class_logits, box_logits, targets)
+    losses = SetCriterion(HungarianMatcher())(Outputs(class_logits, box_logits), targets)
     expected = slow_losses(class_logits, box_logits, targets)
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():
@@ -147,10 +147,10 @@ def test_losses_are_the_sums_over_matches(counts, queries):
 
 def test_weights_scale_their_term():
     case = random_case((2, 1), 5)
-    plain = SetCriterion(HungarianMatcher())(*case)
+    plain = SetCriterion(HungarianMatcher())(Outputs(*case[:2]), case[2])
     weighted = SetCriterion(
         HungarianMatcher(), class_weight=2.0, bbox_weight=15.0, giou_weight=1.0
-    )(*case)
+    )(Outputs(*case[:2]), case[2])
     for name, factor in (("loss_class_0", 2), ("loss_bbox_1", 3), ("loss_giou", 0.5)):
         torch.testing.assert_close(weighted[name], plain[name] * factor)
 
@@ -161,11 +161,11 @@ def test_predictions_that_are_not_finite_have_losses_that_are_not(value):
     broken = box_logits.detach().clone()
     # all queries of an image, in one layer only
     broken[0, 1] = math.nan
-    losses = SetCriterion(HungarianMatcher())(class_logits, broken, targets)
+    losses = SetCriterion(HungarianMatcher())(Outputs(class_logits, broken), targets)
     assert not losses["loss_bbox_0"].isfinite() and losses["loss_bbox_1"].isfinite()
     broken = class_logits.detach().clone()
     broken[1, 0, 2, 0] = value
-    losses = SetCriterion(HungarianMatcher())(broken, box_logits, targets)
+    losses = SetCriterion(HungarianMatcher())(Outputs(broken, box_logits), targets)
     assert losses["loss_class_0"].isfinite() and not losses["loss_class_1"].isfinite()
 
 
@@ -184,7 +184,9 @@ def test_a_prediction_that_is_not_finite_is_matched_last(value):
 def test_losses_are_divided_by_a_given_number_of_boxes():
     case = random_case((2, 1), 5)
     criterion = SetCriterion(HungarianMatcher())
-    alone, larger, least = (criterion(*case, num_boxes=n) for n in (None, 12, 0))
+    alone, larger, least = (
+        criterion(Outputs(*case[:2]), case[2], num_boxes=n) for n in (None, 12, 0)
+    )
     for name, loss in alone.items():
         torch.testing.assert_close(larger[name], loss * 3 / 12)
         torch.testing.assert_close(least[name], loss * 3)
@@ -192,9 +194,11 @@ def test_losses_are_divided_by_a_given_number_of_boxes():
 
 def test_losses_under_half_precision_are_float32():
     class_logits, box_logits, targets = random_case((2, 1), 5)
-    exact = SetCriterion(HungarianMatcher())(class_logits, box_logits, targets)
+    exact = SetCriterion(HungarianMatcher())(Outputs(class_logits, box_logits), targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = SetCriterion(HungarianMatcher())(class_logits.bfloat16(), box_logits, targets)
+        mixed = SetCriterion(HungarianMatcher())(
+            Outputs(class_logits.bfloat16(), box_logits), targets
+        )
     for name, loss in mixed.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, exact[name], rtol=5e-2, atol=1e-2)
@@ -228,7 +232,7 @@ def test_the_host_waits_for_the_device_once(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda x, name=name: pytest.fail(name))
     class_logits, box_logits, targets = random_case((3, 0, 2), 6)
     with OperationNames() as operations:
-        losses = SetCriterion(HungarianMatcher())(class_logits, box_logits, targets, 5.0)
+        losses = SetCriterion(HungarianMatcher())(Outputs(class_logits, box_logits), targets, 5.0)
         sum(losses.values()).backward()
     waiting = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal"}
     assert "index_put_" in operations.names

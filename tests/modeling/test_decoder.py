@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from dab_detr.modeling import Memory
 from dab_detr.modeling.boxes import bounded_logits
-from dab_detr.modeling.decoder import Decoder, modulate_encoding
+from dab_detr.modeling.queries.anchor_boxes import modulate_encoding
 
 
 def test_doubling_the_width_halves_the_x_half():
@@ -38,53 +39,58 @@ def test_modulation_stays_in_the_range_of_float16():
 def test_extreme_anchors_stay_finite(small_transformer, dtype, logit):
     model = small_transformer()
     with torch.no_grad():
-        model.anchors.center_logits.fill_(logit)
-        model.anchors.size_logits.fill_(logit)
+        model.queries.center_logits.fill_(logit)
+        model.queries.size_logits.fill_(logit)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        class_logits, box_logits = model(torch.randn(1, 8, 4, 4))
+        class_logits, box_logits, *_ = model(torch.randn(1, 32, 4, 4))
     assert class_logits.isfinite().all() and box_logits.isfinite().all()
     if dtype == torch.float32:
         (class_logits.sum() + box_logits.sigmoid().sum()).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def decoder_inputs(query_dim=4):
-    return (
-        torch.zeros(2, 6, 32),
-        torch.randn(2, 6, query_dim),
-        torch.randn(2, 9, 32),
-        torch.randn(2, 9, 32),
-        None,
-    )
+@pytest.fixture
+def build(small_transformer):
+    """A function that builds a decoder with its queries; returns it as a function of a memory."""
+
+    def build(**switches):
+        model = small_transformer(num_queries=6, **switches)
+        # boxes that do not move would hide which anchors a layer sees
+        for head in model.decoder.box_heads:
+            torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
+        return model
+
+    return build
 
 
-def build(**switches):
-    decoder = Decoder(3, 5, 32, 4, 64, **switches)
-    # boxes that do not move would hide which anchors a layer sees
-    for head in decoder.box_heads:
-        torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
-    return decoder
+def memory():
+    cells, key_encoding = torch.randn(2, 2, 9, 32)
+    return Memory(cells, key_encoding, torch.zeros(1, 3, 3, dtype=torch.bool), None)
 
 
-def test_without_updates_all_layers_predict_from_the_learned_anchors():
-    decoder = build(update_anchors=False)
-    inputs = decoder_inputs()
+def decode(model, **options):
+    class_logits, box_logits, *_ = model.decoder(model.queries, memory(), **options)
+    return class_logits, box_logits
+
+
+def test_without_updates_all_layers_predict_from_the_learned_anchors(build):
+    model = build(update_anchors=False)
     normed = []
-    decoder.norm.register_forward_hook(lambda *args: normed.append(args[2]))
-    _, box_logits = decoder(*inputs)
+    model.decoder.norm.register_forward_hook(lambda *args: normed.append(args[2]))
+    _, box_logits = decode(model)
+    learned = torch.cat((model.queries.center_logits, model.queries.size_logits), dim=1)
     for layer in range(3):
-        expected = decoder.box_heads[0](normed[layer]) + bounded_logits(inputs[1])
+        expected = model.decoder.box_heads[0](normed[layer]) + bounded_logits(learned)
         torch.testing.assert_close(box_logits[layer], expected)
 
 
-def test_updated_anchors_carry_gradient_one_layer_back_only():
+def test_updated_anchors_carry_gradient_one_layer_back_only(build):
     """The box loss of a layer reaches the head's work in the layer before, and no further."""
-    decoder = build(share_box_head=False)
-    content, anchor_logits, *rest = decoder_inputs()
-    _, box_logits = decoder(content, anchor_logits, *rest)
+    model = build(share_box_head=False)
+    _, box_logits = decode(model)
 
     def reached(layer):
-        heads = [head.layers[-1].weight for head in decoder.box_heads]
+        heads = [head.layers[-1].weight for head in model.decoder.box_heads]
         grads = torch.autograd.grad(box_logits[layer].sum(), heads, retain_graph=True)
         return [bool(grad.any()) for grad in grads]
 
@@ -94,24 +100,24 @@ def test_updated_anchors_carry_gradient_one_layer_back_only():
     assert reached(2) == [False, True, True]
 
 
-def test_last_layer_alone_equals_the_last_of_all():
-    decoder = build().eval()
-    inputs = decoder_inputs()
-    every, last = decoder(*inputs), decoder(*inputs, all_layers=False)
+def test_last_layer_alone_equals_the_last_of_all(build):
+    model = build().eval()
+    given = memory()
+    every, last = (model.decoder(model.queries, given, all_layers=x)[:2] for x in (True, False))
     for all_layers, only in zip(every, last):
         assert only.shape[0] == 1
         torch.testing.assert_close(only[0], all_layers[-1])
 
 
-def test_points_predict_their_size_from_the_head_alone():
-    decoder = build(query_dim=2, modulate_hw_attention=False, update_anchors=False)
-    inputs = decoder_inputs(query_dim=2)
+def test_points_predict_their_size_from_the_head_alone(build):
+    model = build(query_dim=2, modulate_hw_attention=False, update_anchors=False)
     normed = []
-    decoder.norm.register_forward_hook(lambda *args: normed.append(args[2]))
-    _, box_logits = decoder(*inputs)
-    torch.testing.assert_close(box_logits[0][..., 2:], decoder.box_heads[0](normed[0])[..., 2:])
+    model.decoder.norm.register_forward_hook(lambda *args: normed.append(args[2]))
+    _, box_logits = decode(model)
+    expected = model.decoder.box_heads[0](normed[0])[..., 2:]
+    torch.testing.assert_close(box_logits[0][..., 2:], expected)
 
 
-def test_points_cannot_be_modulated():
+def test_points_cannot_be_modulated(build):
     with pytest.raises(ValueError, match="modulate_hw_attention"):
         build(query_dim=2)

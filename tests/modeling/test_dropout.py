@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from dab_detr.modeling import Encoding, Memory
 from dab_detr.modeling.attention import (
+    ConditionalCrossAttention,
     DecoderSelfAttention,
     EncoderSelfAttention,
-    ModulatedCrossAttention,
 )
 from dab_detr.modeling.decoder import DecoderLayer
 from dab_detr.modeling.encoder import EncoderLayer
@@ -20,10 +21,27 @@ def cells(count):
     return [torch.randn(2, 6, WIDTH) for _ in range(count)]
 
 
+def surroundings():
+    """What a decoder layer is given beside its queries' content."""
+    return Encoding(*cells(2)), Memory(*cells(2), None, None)
+
+
+def decoder_layer(d_model, num_heads, ffn_dim, dropout):
+    layer = DecoderLayer(d_model, num_heads, ffn_dim, dropout)
+    layer.cross_attention = ConditionalCrossAttention(d_model, num_heads, dropout)
+    return layer
+
+
+LAYERS = {
+    EncoderLayer: lambda: [*cells(2), None],
+    decoder_layer: lambda: [*cells(1), *surroundings()],
+}
+
+
 ATTENTIONS = {
     EncoderSelfAttention: lambda: [*cells(2), None],
     DecoderSelfAttention: lambda: cells(2),
-    ModulatedCrossAttention: lambda: [*cells(5), None],
+    ConditionalCrossAttention: lambda: [*cells(1), *surroundings()],
 }
 
 
@@ -41,20 +59,20 @@ def test_attention_weights_are_dropped_in_training_only(kind):
     torch.testing.assert_close(mean, expected, atol=0.15, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer])
+@pytest.mark.parametrize("kind", LAYERS)
 @torch.no_grad()
 def test_every_branch_of_a_layer_is_dropped(kind):
     layer = kind(WIDTH, 4, 32, 0.5)
-    first, *rest = cells(2 if kind is EncoderLayer else 5)
+    first, *rest = LAYERS[kind]()
     layer.dropout.p = 1.0
     expected = first
     for name, norm in layer.named_children():
         if name.endswith("norm"):
             expected = norm(expected)
-    torch.testing.assert_close(layer(first, *rest, None), expected)
+    torch.testing.assert_close(layer(first, *rest), expected)
     without = kind(WIDTH, 4, 32, 0.0)
     without.load_state_dict(layer.state_dict())
-    assert torch.equal(layer.eval()(first, *rest, None), without(first, *rest, None))
+    assert torch.equal(layer.eval()(first, *rest), without(first, *rest))
 
 
 @torch.no_grad()

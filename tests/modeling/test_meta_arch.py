@@ -62,22 +62,35 @@ def test_evaluation_gives_boxes_in_the_wanted_size(small_model, batch):
 
 def test_selection_takes_the_best_pairs_of_query_and_class():
     class_logits, box_logits = torch.randn(2, 6, 4), torch.randn(2, 6, 4)
-    sizes = [(100, 200), (50, 60)]
-    for index, found in enumerate(select_detections(class_logits, box_logits, sizes, 5)):
+    found = select_detections(class_logits, box_logits, 5)
+    for index in range(2):
         pairs = [(class_logits[index, q, c].item(), q, c) for q in range(6) for c in range(4)]
-        height, width = sizes[index]
         for place, (logit, q, c) in enumerate(sorted(pairs, reverse=True)[:5]):
             x, y, w, h = box_logits[index, q].sigmoid().tolist()
-            expected = [(x - w / 2) * width, (y - h / 2) * height]
-            expected += [(x + w / 2) * width, (y + h / 2) * height]
-            assert found.pred_boxes.tensor[place].tolist() == pytest.approx(expected, abs=1e-3)
-            assert found.scores[place].item() == pytest.approx(torch.tensor(logit).sigmoid().item())
-            assert found.pred_classes[place].item() == c
+            expected = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+            assert found.boxes_xyxy[index, place].tolist() == pytest.approx(expected, abs=1e-6)
+            score = torch.tensor(logit).sigmoid().item()
+            assert found.scores[index, place].item() == pytest.approx(score)
+            assert found.labels[index, place].item() == c
 
 
 def test_selection_cannot_exceed_the_number_of_pairs():
-    found = select_detections(torch.randn(1, 2, 3), torch.randn(1, 2, 4), [(10, 10)], 300)
-    assert len(found[0]) == 6
+    found = select_detections(torch.randn(1, 2, 3), torch.randn(1, 2, 4), 300)
+    assert [x.shape[:2] for x in found] == [(1, 6)] * 3
+
+
+def test_selected_boxes_become_pixels_of_their_image(small_model):
+    model = small_model(num_select=5)
+    class_logits, box_logits = torch.randn(2, 6, 3), torch.randn(2, 6, 4)
+    sizes = [(100, 200), (50, 60)]
+    tensors = select_detections(class_logits, box_logits, 5)
+    found = model.inference(class_logits, box_logits, sizes)
+    for index, (instances, (height, width)) in enumerate(zip(found, sizes)):
+        assert instances.image_size == (height, width)
+        expected = tensors.boxes_xyxy[index] * torch.tensor([width, height, width, height])
+        torch.testing.assert_close(instances.pred_boxes.tensor, expected)
+        assert torch.equal(instances.scores, tensors.scores[index])
+        assert torch.equal(instances.pred_classes, tensors.labels[index])
 
 
 def test_targets_are_relative_to_the_image_without_padding(small_model, batch):
@@ -89,7 +102,7 @@ def test_targets_are_relative_to_the_image_without_padding(small_model, batch):
         gt_classes=torch.tensor([2]),
     )
     seen = []
-    model.criterion.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
+    model.criterion.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
     model(inputs)
     torch.testing.assert_close(seen[0].boxes_cxcywh, torch.tensor([[0.2, 0.25, 0.2, 0.25]]))
     assert seen[0].labels.tolist() == [2] and list(seen[0].counts) == [0, 1]
@@ -122,8 +135,8 @@ def test_images_are_normalised_channel_by_channel(small_model):
 
 
 def test_backbone_level_is_chosen_by_name(small_model):
-    assert small_model(in_features="stem").transformer.input_proj.in_channels == 16
-    assert small_model(in_features=["res2"]).transformer.input_proj.in_channels == 24
+    assert small_model(in_features="stem").input_proj.in_channels == 16
+    assert small_model(in_features=["res2"]).input_proj.in_channels == 24
     with pytest.raises(ValueError, match=r"'res9'.*\['stem', 'res2'\]"):
         small_model(in_features=["res9"])
     with pytest.raises(ValueError, match="one level"):

@@ -263,7 +263,15 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     benchmark = load_tool("benchmark")
     file = tmp_path / "figures.json"
     arguments = [*SMALL, "--json", str(file)]
-    arguments += ["--size", "64", "64", "--batch", "2", "--profile", "model.num_queries=16"]
+    arguments += [
+        "--size",
+        "64",
+        "64",
+        "--batch",
+        "2",
+        "--profile",
+        "model.transformer.queries.num_queries=16",
+    ]
     assert benchmark.main(["infer", *arguments]) == 0
     report = json.loads(file.read_text())
     names = [row["contestant"] for row in report["rows"]]
@@ -275,7 +283,7 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     ]
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
-    model = get_config(CONFIG, ["model.num_queries=16"]).model
+    model = get_config(CONFIG, ["model.transformer.queries.num_queries=16"]).model
     gflops = count_flops(instantiate(model), 64, 64)["total"]
     for row in report["rows"]:
         assert row["flops"] == pytest.approx(2 * 2e9 * gflops)  # two images, two a multiply-add
@@ -356,7 +364,7 @@ def test_growth_compares_with_the_first_of_a_series(load_tool, tmp_path, capsys,
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["infer", "model.share_box_head=False"], "share_box_head"),
+        (["infer", "model.transformer.decoder.share_box_head=False"], "share_box_head"),
         (["infer", "--config-file", "nowhere.py"], "nowhere.py"),
         (["matcher", "model.num_querys=3"], "num_querys"),
         (["infer", "--device", "cuda"], "GPU"),

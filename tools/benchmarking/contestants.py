@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from benchmarking.turns import Work
-from dab_detr.analysis import Network, example_batch
+from dab_detr.analysis import example_batch
 from dab_detr.checkpoint.conversion import to_dab_detr
+from dab_detr.checkpoint.settings import settings_of_model
 from dab_detr.checkpoint.writing import write_hf
 from dab_detr.compiling import compile_for_training
 from dab_detr.config import build, get_config
@@ -91,12 +92,13 @@ def write_transformers(setting: Setting, model: DABDETR) -> None:
     """
     if importlib.util.find_spec("transformers") is None:
         raise InputError("This compares with transformers: pip install 'dab_detr[benchmark]'.")
-    cfg = _model_config(setting)
+    settings = settings_of_model(model)
     write_hf(
         model.state_dict(),
         setting.folder / "hf",
-        num_heads=cfg.num_heads,
-        key_temperature=cfg.key_temperature,
+        num_heads=settings["num_heads"],
+        key_temperature=settings["key_temperature"],
+        settings=settings,
     )
 
 
@@ -127,12 +129,12 @@ def infer_ours(
     pixels = _normalized(setting)
     if fast:
         model = inference_copy(model, compile=compile, cuda_graphs=cuda_graphs)
-    network = Network(model)
+    core = model.core.eval()
 
     def predict() -> tuple[Tensor, Tensor]:
         with torch.no_grad(), setting.autocast():
-            class_logits, box_logits = network(pixels)
-            return class_logits[-1], box_logits[-1].sigmoid()
+            class_logits, box_logits = core(pixels)
+            return class_logits, box_logits.sigmoid()
 
     return Work(predict, lambda: _prediction(setting, *predict()))
 

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from dab_detr.modeling.matcher import Targets
+from dab_detr.modeling import Outputs, Targets
 
 _ALPHA, _GAMMA = 0.25, 2.0
 
@@ -43,12 +43,13 @@ def match_layer(class_logits: Tensor, boxes: Tensor, targets: Targets) -> list[t
     return [tuple(torch.as_tensor(x) for x in pair) for pair in assigned]
 
 
-def criterion(class_logits: Tensor, box_logits: Tensor, targets: Targets) -> dict[str, Tensor]:
+def criterion(outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
     """What :class:`dab_detr.modeling.criterion.SetCriterion` computes, with the same names."""
     divisor = max(1, len(targets.labels))
-    last = len(class_logits) - 1
+    last = len(outputs.class_logits) - 1
     losses = {}
-    for layer, (logits, boxes) in enumerate(zip(class_logits, box_logits.sigmoid())):
+    by_layer = zip(outputs.class_logits, outputs.box_logits.sigmoid())
+    for layer, (logits, boxes) in enumerate(by_layer):
         matches = match_layer(logits, boxes, targets)
         image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(matches)])
         query = torch.cat([queries for queries, _ in matches])

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from benchmarking import layer_by_layer
 from benchmarking.turns import Work
-from dab_detr.modeling.criterion import SetCriterion
-from dab_detr.modeling.matcher import HungarianMatcher, Targets
+from dab_detr.modeling import HungarianMatcher, Outputs, SetCriterion, Targets
 
 
 class LossSetting(NamedTuple):
@@ -80,7 +79,7 @@ def compute_losses(setting: LossSetting, *, at_once: bool) -> Work:
 
     def losses() -> dict[str, Tensor]:
         class_logits.grad = box_logits.grad = None
-        losses = criterion(class_logits, box_logits, targets)
+        losses = criterion(Outputs(class_logits, box_logits), targets)
         sum(losses.values()).backward()
         return losses
 

@@ -59,8 +59,9 @@ def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     if args.dtype == "float16":
         raise InputError("--dtype float16 trains with a gradient scaler only: take bfloat16.")
     setting = _setting(args, folder, size=(480, 640), batch=2)
-    if get_config(setting.config_file, setting.overrides).model.dropout:
-        raise InputError("model.dropout has to be 0 here: contestants would drop different units.")
+    transformer = get_config(setting.config_file, setting.overrides).model.transformer
+    if transformer.encoder.dropout or transformer.decoder.dropout or transformer.queries.dropout:
+        raise InputError("dropout has to be 0 here: contestants would drop different units.")
     models.write_transformers(setting, models.write_weights(setting))
     plain = models.train_ours(setting._replace(device="cpu", dtype="float32"))
     # fvcore's counter does not see the backward pass, PyTorch's sees attention as products only;
@@ -130,8 +131,12 @@ def _overridden(
 SERIES: dict[str, Callable[[models.Setting], dict[Any, models.Setting]]] = {
     "image-size": _sizes,
     "batch": _batches,
-    "queries": partial(_overridden, key="model.num_queries", values=(100, 300, 600, 900)),
-    "decoder-layers": partial(_overridden, key="model.num_decoder_layers", values=(1, 2, 4, 6, 12)),
+    "queries": partial(
+        _overridden, key="model.transformer.queries.num_queries", values=(100, 300, 600, 900)
+    ),
+    "decoder-layers": partial(
+        _overridden, key="model.transformer.decoder.num_layers", values=(1, 2, 4, 6, 12)
+    ),
 }
 
 MODES: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
@@ -207,7 +212,7 @@ def _losses(args: argparse.Namespace, prepare: Callable) -> list[dict[str, Any]]
     setting = losses.LossSetting(
         layers=args.layers,
         batch=args.batch,
-        queries=model.num_queries,
+        queries=model.transformer.queries.num_queries,
         classes=model.num_classes,
         objects=args.objects,
         device=args.device,

@@ -17,7 +17,7 @@ from dab_detr.checkpoint.classes import CLASS_WEIGHT, fit_classes
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.description import KEY, describe, description_of
 from dab_detr.checkpoint.fitting import has_resnet, require_fit
-from dab_detr.checkpoint.layouts import recognise
+from dab_detr.checkpoint.layouts import DAB_DETR, detect_layout
 from dab_detr.checkpoint.reading import DamagedCheckpoint, read_checkpoint
 from dab_detr.checkpoint.settings import settings_of_file, settings_of_model
 from dab_detr.errors import InputError, listed
@@ -32,7 +32,7 @@ _OWN_NAME = re.compile(r"model_(\d{7}|final)\.pth")
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Recognises the layout of a file by itself and refuses what does not fit.
+    """Detects the layout of a file by itself and refuses what does not fit.
 
     Reads this project's, the published, detrex's, transformers' and mmdetection's DAB-DETR,
     torchvision's ResNet, and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run. What
@@ -72,6 +72,7 @@ class Checkpointer(DetectionCheckpointer):
         self._averaged = averaged
         self.max_to_keep = max_to_keep
         self._written: set[int] = set()
+        self._is_resuming = False
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **extras: Any) -> None:
@@ -129,6 +130,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         damaged = []
         for path in self.checkpoints() if paths is None else paths:
+            self._is_resuming = True
             try:
                 self.load(path)
             except DamagedCheckpoint as error:
@@ -136,6 +138,8 @@ class Checkpointer(DetectionCheckpointer):
                 damaged.append(path)
             else:
                 return path
+            finally:
+                self._is_resuming = False
         raise InputError(
             f"No checkpoint in {self.save_dir} can be read ({listed(damaged)}); start anew without "
             "--resume, in another train.output_dir."
@@ -212,13 +216,19 @@ class Checkpointer(DetectionCheckpointer):
         state = checkpoint["model"]
         description = description_of(checkpoint, filename)
         self._compare_settings(settings_of_file(checkpoint, description))
-        if description is not None and not all(name.startswith("backbone.") for name in state):
-            return {**checkpoint, "class_names": description.get("class_names")}
-        layout = recognise(state)
+        layout = detect_layout(state, description)
+        if layout is DAB_DETR:
+            return {**checkpoint, "class_names": (description or {}).get("class_names")}
+        if layout is not None and layout.is_own and self._is_resuming:
+            raise InputError(
+                f"The training of {filename} was begun with dab_detr 0.1, whose optimizer has its "
+                "state for other tensors: finish it with that version, or begin with its weights "
+                f"in another train.output_dir: train.init_checkpoint={filename}."
+            )
         backbone_alone = layout is None or layout.backbone_alone
         # a ResNet of timm has torchvision's names, so they fit as they are
         if layout is not None and (not backbone_alone or has_resnet(self.model)):
-            conversion = to_dab_detr(state)
+            conversion = to_dab_detr(state, description)
             state = conversion.state
             checkpoint["class_names"] = conversion.class_names
             for line in conversion.report().splitlines():

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dab_detr.checkpoint.architecture import architecture, check_resnet, check_transformer
 from dab_detr.checkpoint.classes import CLASS_WEIGHT, RAW_COCO_NAMES
-from dab_detr.checkpoint.layout import Layout, translate
-from dab_detr.checkpoint.layouts import DAB_DETR, LAYOUTS, recognise
+from dab_detr.checkpoint.layout import CENTERS, QKV, SIZES, Layout, translate
+from dab_detr.checkpoint.layouts import DAB_DETR, LAYOUTS, detect_layout
 from dab_detr.errors import InputError, listed
-from dab_detr.modeling.transformer import DABTransformer
-
-CENTERS, SIZES = "transformer.anchors.center_logits", "transformer.anchors.size_logits"
 
 
 @dataclass
@@ -55,7 +53,8 @@ def to_dab_detr(
 ) -> Conversion:
     """Rename and repack the tensors of a whole DAB-DETR or of a torchvision ResNet.
 
-    This project's own files stay as they are, whatever model they are of.
+    This project's own files stay as they are, whatever model they are of; those of version 0.1 get
+    the names of now.
 
     Args:
         tensors: by name, in one of :data:`~dab_detr.checkpoint.layouts.LAYOUTS`.
@@ -65,7 +64,10 @@ def to_dab_detr(
         InputError: naming the tensor, if the layout is unknown, or a tensor is unknown, missing or
             of an unexpected shape, or a copy differs from its original.
     """
-    layout = recognise(tensors) if description is None else DAB_DETR
+    layout = detect_layout(tensors, description)
+    if layout is None and description is not None:
+        # a backbone of this project's
+        layout = DAB_DETR
     if layout is None:
         raise InputError(
             f"No known layout of a DAB-DETR ({', '.join(LAYOUTS)}) has tensors such as "
@@ -90,47 +92,69 @@ def to_dab_detr(
         conversion.used[layout.anchors] = CENTERS
         if anchors.shape[1] == 4:
             conversion.state[SIZES] = anchors[:, 2:].clone()
-    if layout.separate_qkv:
-        _pack_qkv(layout, remaining, conversion)
+    if layout.packed_qkv:
+        _unpack_qkv(layout, remaining, conversion)
     places = {name: translate(name, layout.rows) for name in remaining}
     if unknown := [name for name, ours in places.items() if ours is None]:
         raise InputError(f"The layout {layout.name} has no {listed(unknown)}.")
     conversion.state |= {ours: remaining[name] for name, ours in places.items()}
     conversion.used |= places
+    if layout.is_own:
+        conversion.class_names = (description or {}).get("class_names")
+        return conversion
     if not layout.backbone_alone:
-        _check_transformer(conversion)
+        _drop_unused_scale(conversion)
+        check_transformer(conversion.state, layout.name)
         if layout.raw_coco_ids and len(conversion.state[CLASS_WEIGHT]) == len(RAW_COCO_NAMES):
             conversion.class_names = RAW_COCO_NAMES
-    _check_resnet(conversion)
+    if any(name.startswith("backbone.") for name in conversion.state):
+        check_resnet(conversion.state, layout.name)
+    else:
+        conversion.notes.append("the checkpoint holds no backbone")
     return conversion
 
 
-def from_dab_detr(state: Mapping[str, Tensor], layout: Layout | str) -> dict[str, Tensor]:
+def require_settings(layout: Layout, settings: Mapping[str, Any]) -> None:
+    """Raise InputError, naming it, for a setting of a model that a layout has no place for."""
+    for name, needed in layout.settings:
+        found = settings.get(name, needed)
+        if found != needed:
+            raise InputError(f"The layout {layout.name} needs {name}={needed}, not {found}.")
+
+
+def from_dab_detr(
+    state: Mapping[str, Tensor], layout: Layout | str, settings: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
     """The same tensors in the names and packing of another layout.
 
     Args:
         state: in this project's names.
         layout: one of :mod:`dab_detr.checkpoint.layouts`, or "official" or "hf".
+        settings: what is known of the model beside its tensors, see
+            :mod:`dab_detr.checkpoint.settings`.
 
     Raises:
-        InputError: naming a tensor that is missing, or that the layout has no place for.
+        InputError: naming a tensor that is missing, or a tensor or setting that the layout has no
+            place for.
     """
     layout = LAYOUTS[layout] if isinstance(layout, str) else layout
+    require_settings(layout, settings or {})
     state = dict(state)
     if CENTERS not in state:
-        raise InputError(f"The layout {layout.name} is of a whole DAB-DETR, not of a backbone.")
-    _check_transformer(Conversion("dab_detr", state))
+        foreign = [name for name in state if name.startswith("transformer.queries.")]
+        raise InputError(
+            f"The layout {layout.name} knows anchor boxes alone as queries: it has no place for "
+            f"{listed(foreign)}."
+            if foreign
+            else f"The layout {layout.name} is of a whole DAB-DETR, not of a backbone."
+        )
+    check_transformer(state, "dab_detr")
     result: dict[str, Tensor] = {}
     anchors = [state.pop(name) for name in (CENTERS, SIZES) if name in state]
     result[layout.anchors] = torch.cat(anchors, dim=1)
+    if layout.packed_qkv:
+        result |= _pack_qkv(layout, state)
     for ours, tensor in state.items():
-        packed = re.fullmatch(
-            r"transformer\.encoder\.layers\.(?P<i>\d+)\.self_attention\.in_proj\.(?P<rest>.+)", ours
-        )
-        if packed and layout.separate_qkv:
-            for part, piece in zip("qkv", tensor.chunk(3)):
-                result[layout.separate_qkv.format(part=part, **packed.groupdict())] = piece.clone()
-            continue
         if ours.startswith("transformer.decoder.box_heads."):
             theirs = _box_head_name(ours, state, layout)
         else:
@@ -144,38 +168,6 @@ def from_dab_detr(state: Mapping[str, Tensor], layout: Layout | str) -> dict[str
             if twin is not None:
                 result[twin] = result[name].clone()
     return result
-
-
-def architecture(state: Mapping[str, Tensor]) -> dict[str, int | bool]:
-    """Arguments of :class:`DABTransformer` that the tensors' names and shapes tell.
-
-    Number of heads, temperatures and ``update_anchors`` leave no trace in them.
-    """
-
-    def shape(name: str) -> torch.Size:
-        if name not in state:
-            raise InputError(f"The checkpoint lacks {name}.")
-        return state[name].shape
-
-    def count(prefix: str) -> int:
-        found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in state]
-        return 1 + max((int(match.group(1)) for match in found if match), default=-1)
-
-    d_model, in_channels = shape("transformer.input_proj.weight")[:2]
-    patterns = state.get("transformer.anchors.patterns.weight")
-    return {
-        "in_channels": in_channels,
-        "d_model": d_model,
-        "num_classes": shape(CLASS_WEIGHT)[0],
-        "num_encoder_layers": count("transformer.encoder.layers"),
-        "num_decoder_layers": count("transformer.decoder.layers"),
-        "ffn_dim": shape("transformer.decoder.layers.0.feed_forward.linear1.weight")[0],
-        "num_queries": shape(CENTERS)[0],
-        "query_dim": 4 if SIZES in state else 2,
-        "num_patterns": 0 if patterns is None else len(patterns),
-        "modulate_hw_attention": any("decoder.reference_size." in name for name in state),
-        "share_box_head": count("transformer.decoder.box_heads") <= 1,
-    }
 
 
 def _drop_unused(layout: Layout, remaining: dict, conversion: Conversion) -> None:
@@ -201,21 +193,24 @@ def _drop_copies(layout: Layout, remaining: dict, conversion: Conversion) -> Non
             conversion.ignored[name] = "stored twice"
 
 
-def _pack_qkv(layout: Layout, remaining: dict, conversion: Conversion) -> None:
-    """Three projections of the encoder into one, in the order q, k, v."""
-    first = layout.separate_qkv.replace("{part}", "q")
+def _unpack_qkv(layout: Layout, remaining: dict, conversion: Conversion) -> None:
     for name in list(remaining):
-        if translate(name, ((first, "{i}"),)) is None:
-            continue
-        parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
-        missing = [part for part in parts if part not in remaining]
-        if missing:
-            raise InputError(f"The checkpoint lacks {listed(missing)}.")
-        ours = translate(
-            name, ((first, "transformer.encoder.layers.{i}.self_attention.in_proj.{rest}"),)
-        )
-        conversion.state[ours] = torch.cat([remaining.pop(part) for part in parts])
-        conversion.used |= dict.fromkeys(parts, ours)
+        places = [translate(name, ((layout.packed_qkv, part),)) for part in QKV]
+        if None not in places:
+            conversion.used[name] = places[0]
+            pieces = remaining.pop(name).chunk(3)
+            conversion.state |= {place: x.clone() for place, x in zip(places, pieces)}
+
+
+def _pack_qkv(layout: Layout, remaining: dict) -> dict[str, Tensor]:
+    """Takes the three projections of each layer of the encoder away; gives them as one tensor."""
+    packed = {}
+    for name in list(remaining):
+        theirs = translate(name, ((layout.packed_qkv, QKV[0]),), backward=True)
+        if theirs is not None:
+            parts = [translate(theirs, ((layout.packed_qkv, part),)) for part in QKV]
+            packed[theirs] = torch.cat([remaining.pop(part) for part in parts])
+    return packed
 
 
 def _box_head_name(ours: str, state: Mapping[str, Tensor], layout: Layout) -> str | None:
@@ -228,69 +223,11 @@ def _box_head_name(ours: str, state: Mapping[str, Tensor], layout: Layout) -> st
     return translate(ours, tuple(numbered), backward=True)
 
 
-def _check_transformer(conversion: Conversion) -> None:
-    """Compare with the model that the shapes speak of: nothing missing, nothing too much."""
-    state = conversion.state
-    arguments = architecture(state)
-    if arguments["num_decoder_layers"] == 1:
-        _discard(conversion, "transformer.decoder.position_scale.", "one layer does not use it")
-    with torch.device("meta"):
-        model = DABTransformer(**arguments, num_heads=1)
-    expected = {f"transformer.{name}": p.shape for name, p in model.state_dict().items()}
-    missing = [name for name in expected if name not in state]
-    if missing:
-        raise InputError(f"The checkpoint ({conversion.layout}) lacks {listed(missing)}.")
-    own = [name for name in state if name.startswith("transformer.")]
-    unknown = [name for name in own if name not in expected]
-    if unknown:
-        raise InputError(f"A DAB-DETR of these sizes has no {listed(unknown)}.")
-    for name in own:
-        if state[name].shape != expected[name]:
-            raise InputError(
-                f"{name} is {tuple(state[name].shape)} in the checkpoint; "
-                f"{tuple(expected[name])} is expected."
-            )
-
-
-def _discard(conversion: Conversion, prefix: str, reason: str) -> None:
-    for theirs, ours in list(conversion.used.items()):
-        if ours.startswith(prefix):
-            del conversion.used[theirs], conversion.state[ours]
-            conversion.ignored[theirs] = reason
-
-
-RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
-_NORM = ("weight", "bias", "running_mean", "running_var")
-
-
-def _check_resnet(conversion: Conversion) -> None:
-    """See that no block of the ResNet lacks a part, nor a full-size ResNet a block."""
-    state = conversion.state
-    stages: dict[int, dict[int, set[str]]] = {}
-    for name in state:
-        match = re.match(r"backbone\.res(\d)\.(\d+)\.(\w+)\.", name)
-        if match:
-            blocks = stages.setdefault(int(match.group(1)), {})
-            blocks.setdefault(int(match.group(2)), set()).add(match.group(3))
-    if not any(name.startswith("backbone.") for name in state):
-        conversion.notes.append("the checkpoint holds no backbone")
+def _drop_unused_scale(conversion: Conversion) -> None:
+    """The published code has the scale of the content for one decoder layer, too."""
+    if architecture(conversion.state)["num_decoder_layers"] > 1:
         return
-    convs = ["backbone.stem.conv1"]
-    for stage in range(2, max(stages, default=5) + 1):
-        blocks = stages.get(stage, {})
-        for block in range(max(blocks, default=0) + 1):
-            parts = blocks.get(block, set()) | {"conv1", "conv2"}
-            if block == 0 and stage > 2:
-                parts |= {"shortcut"}
-            convs += [f"backbone.res{stage}.{block}.{part}" for part in sorted(parts)]
-    expected = [f"{conv}.{x}" for conv in convs for x in ("weight", *(f"norm.{n}" for n in _NORM))]
-    missing = [name for name in expected if name not in state]
-    if missing:
-        raise InputError(f"The checkpoint ({conversion.layout}) lacks {listed(missing)}.")
-    depths = tuple(len(stages[stage]) for stage in sorted(stages))
-    if state.get("backbone.res5.0.conv3.weight", torch.empty(0)).shape[0] == 2048:
-        if depths not in RESNET_DEPTHS:
-            raise InputError(
-                f"The checkpoint's ResNet has {depths} blocks in its stages; "
-                f"{' or '.join(map(str, RESNET_DEPTHS))} is expected."
-            )
+    for theirs, ours in list(conversion.used.items()):
+        if ours.startswith("transformer.queries.position_scale."):
+            del conversion.used[theirs], conversion.state[ours]
+            conversion.ignored[theirs] = "one layer does not use it"

@@ -3,12 +3,13 @@
 It stands under the key ``description``; in a ``.safetensors`` file as JSON in the metadata:
 
 - ``format``: "dab_detr";
-- ``version``: of this list, now 1;
+- ``version``: of the tensors' names, now 2; 1 is that of version 0.1;
 - ``class_names``: of the rows of the class head, in their order, "" for a row of no class; left out
   if not known;
 - ``settings``: what tensors do not show, see :mod:`dab_detr.checkpoint.settings`.
 
-A reader ignores keys that it does not know, so that adding one needs no new version.
+A reader ignores keys that it does not know, so that adding one needs no new version. The
+names of an earlier version are a layout like those of others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from dab_detr.errors import InputError
 
 KEY = "description"
-_FORMAT, _VERSION = "dab_detr", 1
+_FORMAT, _VERSION = "dab_detr", 2
 
 
 def describe(

@@ -14,7 +14,6 @@ DETREX = Layout(
             ENCODER,
             ENCODER,
             {
-                "attentions.0.attn.in_proj_{rest}": "self_attention.in_proj.{rest}",
                 "attentions.0.attn.out_proj.{rest}": "self_attention.out_proj.{rest}",
                 "norms.0.{rest}": "self_attention_norm.{rest}",
                 "norms.1.{rest}": "feed_forward_norm.{rest}",
@@ -45,6 +44,7 @@ DETREX = Layout(
         ("backbone.{rest}", "backbone.{rest}"),
     ),
     anchors="anchor_box_embed.weight",
+    packed_qkv=ENCODER + "attentions.0.attn.in_proj_{rest}",
     raw_coco_ids=True,
     copies=(
         *HEAD_COPIES,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from dab_detr.checkpoint.layout import (
     DECODER,
     ENCODER,
+    PUBLISHED_SETTINGS,
     QUERY_ENCODING,
     Layout,
     prefixed,
@@ -36,19 +37,22 @@ HF = Layout(
     name="hf",
     mark=r"model\.decoder\.layers\.0\.self_attn\.self_attn_query_content_proj\.weight",
     rows=(
-        ("model.input_projection.{rest}", "transformer.input_proj.{rest}"),
+        ("model.input_projection.{rest}", "input_proj.{rest}"),
         ("class_embed.{rest}", "transformer.decoder.class_head.{rest}"),
         ("bbox_predictor.layers.{rest}", "transformer.decoder.box_heads.0.layers.{rest}"),
-        ("model.patterns.{rest}", "transformer.anchors.patterns.{rest}"),
+        ("model.patterns.{rest}", "transformer.queries.patterns.{rest}"),
         ("model.encoder.query_scale.{rest}", "transformer.encoder.position_scale.{rest}"),
-        ("model.decoder.query_scale.{rest}", "transformer.decoder.position_scale.{rest}"),
-        ("model.decoder.ref_point_head.{rest}", "transformer.decoder.position_mlp.{rest}"),
-        ("model.decoder.ref_anchor_head.{rest}", "transformer.decoder.reference_size.{rest}"),
+        ("model.decoder.query_scale.{rest}", "transformer.queries.position_scale.{rest}"),
+        ("model.decoder.ref_point_head.{rest}", "transformer.queries.position_mlp.{rest}"),
+        ("model.decoder.ref_anchor_head.{rest}", "transformer.queries.reference_size.{rest}"),
         ("model.decoder.layernorm.{rest}", "transformer.decoder.norm.{rest}"),
         *prefixed(
             "model.encoder.layers.{i}.",
             ENCODER,
             {
+                "self_attn.q_proj.{rest}": "self_attention.query_proj.{rest}",
+                "self_attn.k_proj.{rest}": "self_attention.key_proj.{rest}",
+                "self_attn.v_proj.{rest}": "self_attention.value_proj.{rest}",
                 "self_attn.out_proj.{rest}": "self_attention.out_proj.{rest}",
                 "self_attn_layer_norm.{rest}": "self_attention_norm.{rest}",
                 "final_layer_norm.{rest}": "feed_forward_norm.{rest}",
@@ -96,7 +100,7 @@ HF = Layout(
     anchors="model.query_refpoint_embeddings.weight",
     raw_coco_ids=True,
     copies=(("model.decoder.bbox_embed.layers.{rest}", "bbox_predictor.layers.{rest}"),),
-    separate_qkv="model.encoder.layers.{i}.self_attn.{part}_proj.{rest}",
+    settings=PUBLISHED_SETTINGS,
 )
 
 # as transformers writes it with a ResNet of timm, the only one that it can dilate

@@ -6,9 +6,20 @@ for the end of the name. Both sides of a row use the same placeholders.
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 ENCODER = "transformer.encoder.layers.{i}."
 DECODER = "transformer.decoder.layers.{i}."
+# the anchors of a formulation that other layouts know, too
+CENTERS, SIZES = "transformer.queries.center_logits", "transformer.queries.size_logits"
+# of which the published code leaves no choice
+PUBLISHED_SETTINGS = (
+    ("queries", "AnchorBoxQueries"),
+    ("query_temperature", 10000),
+    ("update_anchors", True),
+)
+# the projections of the encoder's attention, in the order in which others pack them
+QKV = tuple(ENCODER + f"self_attention.{part}_proj.{{rest}}" for part in ("query", "key", "value"))
 QUERY_ENCODING = "cross_attention.query_encoding_proj.{rest}"
 
 
@@ -22,10 +33,14 @@ class Layout:
         rows: see above; the first row that matches a name counts.
         anchors: the tensor (Q, query_dim) that holds centres and sizes together, if one does.
         copies: templates ``(copy, original)`` of tensors that the layout stores twice.
-        separate_qkv: the encoder's packed projection, as three tensors named by this template.
+        packed_qkv: a template of tensors that hold the projections of the encoder's attention one
+            below the other, in the order query, key, value.
         backbone_alone: it names a pre-trained backbone, no DAB-DETR.
         raw_coco_ids: 91 classes in it are COCO's, by raw ids, as in the published weights.
         unused: regular expressions of tensors that carry nothing, with the reason.
+        is_own: an earlier one of this project, whose files may be of any model.
+        settings: what a model has to be like for its tensors to mean the same in this layout, by
+            the names of :mod:`dab_detr.checkpoint.settings`.
     """
 
     name: str
@@ -33,12 +48,14 @@ class Layout:
     rows: tuple[tuple[str, str], ...]
     anchors: str | None = None
     copies: tuple[tuple[str, str], ...] = ()
-    separate_qkv: str | None = None
+    packed_qkv: str | None = None
     backbone_alone: bool = False
     raw_coco_ids: bool = False
     unused: tuple[tuple[str, str], ...] = field(
         default=((r"num_batches_tracked$", "frozen batch norms do not count batches"),)
     )
+    is_own: bool = False
+    settings: tuple[tuple[str, Any], ...] = ()
 
 
 def translate(

@@ -1,6 +1,8 @@
 """All layouts, and which of them a file has."""
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from dab_detr.checkpoint.detrex import DETREX
 from dab_detr.checkpoint.huggingface import HF
@@ -8,23 +10,35 @@ from dab_detr.checkpoint.layout import Layout
 from dab_detr.checkpoint.mmdetection import MMDETECTION
 from dab_detr.checkpoint.official import OFFICIAL
 from dab_detr.checkpoint.pretrained import DETECTRON2, TORCHVISION
+from dab_detr.checkpoint.version_1 import VERSION_1
 
-# The project's own names. Files of version 0.1 show no more than these.
+# The project's own names.
 DAB_DETR = Layout(
     name="dab_detr",
-    mark=r"transformer\.anchors\.center_logits",
+    mark=r"transformer\.queries\..+",
     rows=(("{rest}", "{rest}"),),
     unused=(),
 )
 
 LAYOUTS = {
     layout.name: layout
-    for layout in (DAB_DETR, OFFICIAL, DETREX, HF, MMDETECTION, TORCHVISION, DETECTRON2)
+    for layout in (DAB_DETR, VERSION_1, OFFICIAL, DETREX, HF, MMDETECTION, TORCHVISION, DETECTRON2)
 }
 
 
-def recognise(names) -> Layout | None:
-    """The layout whose mark one of the names matches."""
+def detect_layout(
+    names: Iterable[str], description: Mapping[str, Any] | None = None
+) -> Layout | None:
+    """The layout of a file; None for an unknown one and for a backbone in Detectron2's names.
+
+    Args:
+        names: of its tensors.
+        description: what the file says of itself, if it is this project's own, whose names then
+            are not looked at.
+    """
+    names = list(names)
+    if description is not None and not all(name.startswith("backbone.") for name in names):
+        return VERSION_1 if description["version"] == 1 else DAB_DETR
     for layout in LAYOUTS.values():
         mark = re.compile(layout.mark)
         if any(mark.fullmatch(name) for name in names):

@@ -19,20 +19,19 @@ MMDETECTION = Layout(
     name="mmdetection",
     mark=r"decoder\.layers\.0\.self_attn\.qcontent_proj\.weight",
     rows=(
-        ("neck.convs.0.conv.{rest}", "transformer.input_proj.{rest}"),
-        ("patterns.{rest}", "transformer.anchors.patterns.{rest}"),
+        ("neck.convs.0.conv.{rest}", "input_proj.{rest}"),
+        ("patterns.{rest}", "transformer.queries.patterns.{rest}"),
         ("bbox_head.fc_cls.{rest}", "transformer.decoder.class_head.{rest}"),
         ("bbox_head.fc_reg.layers.{rest}", "transformer.decoder.box_heads.0.layers.{rest}"),
         ("encoder.query_scale.{rest}", "transformer.encoder.position_scale.{rest}"),
-        ("decoder.query_scale.{rest}", "transformer.decoder.position_scale.{rest}"),
-        ("decoder.ref_point_head.{rest}", "transformer.decoder.position_mlp.{rest}"),
-        ("decoder.ref_anchor_head.{rest}", "transformer.decoder.reference_size.{rest}"),
+        ("decoder.query_scale.{rest}", "transformer.queries.position_scale.{rest}"),
+        ("decoder.ref_point_head.{rest}", "transformer.queries.position_mlp.{rest}"),
+        ("decoder.ref_anchor_head.{rest}", "transformer.queries.reference_size.{rest}"),
         ("decoder.post_norm.{rest}", "transformer.decoder.norm.{rest}"),
         *prefixed(
             "encoder.layers.{i}.",
             ENCODER,
             {
-                "self_attn.attn.in_proj_{rest}": "self_attention.in_proj.{rest}",
                 "self_attn.attn.out_proj.{rest}": "self_attention.out_proj.{rest}",
                 "norms.0.{rest}": "self_attention_norm.{rest}",
                 "norms.1.{rest}": "feed_forward_norm.{rest}",
@@ -66,6 +65,7 @@ MMDETECTION = Layout(
         *torchvision_resnet("backbone."),
     ),
     anchors="query_embedding.weight",
+    packed_qkv="encoder.layers.{i}.self_attn.attn.in_proj_{rest}",
     # mmcv before version 2 names the activation twice
     copies=tuple(
         (

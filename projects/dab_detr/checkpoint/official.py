@@ -1,6 +1,13 @@
 """The names of the published code, and what other layouts have taken over from it."""
 
-from dab_detr.checkpoint.layout import DECODER, ENCODER, Layout, prefixed, torchvision_resnet
+from dab_detr.checkpoint.layout import (
+    DECODER,
+    ENCODER,
+    PUBLISHED_SETTINGS,
+    Layout,
+    prefixed,
+    torchvision_resnet,
+)
 
 BOX_HEADS = (
     # one a layer, or one for all
@@ -8,13 +15,13 @@ BOX_HEADS = (
     ("bbox_embed.layers.{rest}", "transformer.decoder.box_heads.0.layers.{rest}"),
 )
 HEADS_AND_SHARED = (
-    ("input_proj.{rest}", "transformer.input_proj.{rest}"),
+    ("input_proj.{rest}", "input_proj.{rest}"),
     ("class_embed.{rest}", "transformer.decoder.class_head.{rest}"),
-    ("transformer.patterns.{rest}", "transformer.anchors.patterns.{rest}"),
+    ("transformer.patterns.{rest}", "transformer.queries.patterns.{rest}"),
     ("transformer.encoder.query_scale.{rest}", "transformer.encoder.position_scale.{rest}"),
-    ("transformer.decoder.query_scale.{rest}", "transformer.decoder.position_scale.{rest}"),
-    ("transformer.decoder.ref_point_head.{rest}", "transformer.decoder.position_mlp.{rest}"),
-    ("transformer.decoder.ref_anchor_head.{rest}", "transformer.decoder.reference_size.{rest}"),
+    ("transformer.decoder.query_scale.{rest}", "transformer.queries.position_scale.{rest}"),
+    ("transformer.decoder.ref_point_head.{rest}", "transformer.queries.position_mlp.{rest}"),
+    ("transformer.decoder.ref_anchor_head.{rest}", "transformer.queries.reference_size.{rest}"),
 )
 HEAD_COPIES = (
     ("transformer.decoder.bbox_embed.{i}.layers.{rest}", "bbox_embed.{i}.layers.{rest}"),
@@ -32,7 +39,6 @@ OFFICIAL = Layout(
             ENCODER,
             ENCODER,
             {
-                "self_attn.in_proj_{rest}": "self_attention.in_proj.{rest}",
                 "self_attn.out_proj.{rest}": "self_attention.out_proj.{rest}",
                 "norm1.{rest}": "self_attention_norm.{rest}",
                 "norm2.{rest}": "feed_forward_norm.{rest}",
@@ -69,4 +75,6 @@ OFFICIAL = Layout(
     anchors="refpoint_embed.weight",
     raw_coco_ids=True,
     copies=HEAD_COPIES,
+    packed_qkv=ENCODER + "self_attn.in_proj_{rest}",
+    settings=PUBLISHED_SETTINGS,
 )

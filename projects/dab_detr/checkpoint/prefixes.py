@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dab_detr.checkpoint.layouts import recognise
+from dab_detr.checkpoint.layouts import detect_layout
 from dab_detr.errors import InputError
 
 # torch.compile, activation checkpointing and FSDP, which may wrap a part of the model, too
@@ -43,8 +43,8 @@ def _without_outermost(name: str) -> str:
 
 
 def _without_model(names: dict[str, str]) -> dict[str, str]:
-    if recognise(names.values()) is not None:
+    if detect_layout(names.values()) is not None:
         return names
     shorter = {name: now.removeprefix("model.") for name, now in names.items()}
     everywhere = all(now.startswith("model.") for now in names.values())
-    return shorter if everywhere or recognise(shorter.values()) is not None else names
+    return shorter if everywhere or detect_layout(shorter.values()) is not None else names

@@ -1,7 +1,8 @@
 """Settings of a model that its tensors do not show, from where a file or a model tells them.
 
 By name: ``dilation`` (the backbone's last stage, DC5), ``num_heads``, ``key_temperature``,
-``query_temperature``, ``update_anchors``. What is not known is left out.
+``queries`` (the formulation), and of anchor boxes ``query_temperature`` and ``update_anchors``.
+What is not known is left out.
 """
 
 from argparse import Namespace
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from dab_detr.modeling.queries.anchor_boxes import AnchorBoxQueries
 from dab_detr.modeling.transformer import DABTransformer
 
 # what the published code's command line and transformers' config.json call them; the latter leaves
@@ -32,13 +34,17 @@ def settings_of_model(model: nn.Module) -> dict[str, Any]:
         )
     transformer = getattr(model, "transformer", None)
     if isinstance(transformer, DABTransformer):
-        decoder = transformer.decoder
+        queries = transformer.queries
         settings |= {
-            "num_heads": decoder.layers[0].self_attention.num_heads,
+            "num_heads": transformer.decoder.layers[0].self_attention.num_heads,
             "key_temperature": transformer.key_encoding.temperature,
-            "query_temperature": decoder.query_temperature,
-            "update_anchors": decoder.update_anchors,
+            "queries": type(queries).__name__,
         }
+        if isinstance(queries, AnchorBoxQueries):
+            settings |= {
+                "query_temperature": queries.temperature,
+                "update_anchors": queries.update_anchors,
+            }
     return settings
 
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from dab_detr.checkpoint.architecture import RESNET_DEPTHS, architecture
 from dab_detr.checkpoint.classes import CLASS_WEIGHT
-from dab_detr.checkpoint.conversion import RESNET_DEPTHS, architecture, from_dab_detr
+from dab_detr.checkpoint.conversion import from_dab_detr, require_settings
 from dab_detr.checkpoint.description import KEY
 from dab_detr.checkpoint.huggingface import HF, HF_TIMM
 from dab_detr.errors import InputError
@@ -69,6 +70,7 @@ def write_hf(
     num_heads: int = 8,
     key_temperature: float = 20.0,
     dilation: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a directory that ``DabDetrForObjectDetection.from_pretrained`` loads.
 
@@ -77,13 +79,16 @@ def write_hf(
         path: the directory; an existing one is replaced as a whole.
         num_heads, key_temperature: what the tensors do not tell.
         dilation: the ResNet's last stage is dilated (DC5), which transformers leaves to timm.
+        settings: what else is known of the model, see :func:`require_settings`.
 
     Raises:
         InputError: for what transformers' model has no place for.
     """
-    config = _hf_config(state, num_heads, key_temperature, dilation)
     layout = HF_TIMM if dilation else HF
-    tensors = {k: v.contiguous() for k, v in from_dab_detr(state, layout).items()}
+    require_settings(layout, settings or {})
+    config = _hf_config(state, num_heads, key_temperature, dilation)
+    named = from_dab_detr(state, layout)
+    tensors = {k: v.contiguous() for k, v in named.items()}
     path = Path(path)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.absolute().parent))
     try:

@@ -10,7 +10,7 @@ Own data:   the same with --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR
             without --val-data nothing is evaluated
 Continue:   the same with --resume
 Evaluate:   the same with --eval-only train.init_checkpoint=FILE
-Override:   any key of the config as key=value, e.g. train.max_iter=1000 model.num_patterns=3
+Override:   any key of the config as key=value, e.g. train.max_iter=1000 train.epochs=12
 torchrun starts it as well. Ends with 0 when all went well, 1 for wrong files, keys or values, 2 for
 wrong usage, 128 + the signal's number after SIGTERM or Ctrl-C, on which it saves and stops.
 """

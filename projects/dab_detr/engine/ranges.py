@@ -51,12 +51,13 @@ _LESS_THAN_ALL = Range(0, 1, open_high=True)
 
 # Regular expressions for whole keys without the places in lists; the first that fits counts.
 _RANGES = {
-    r"model\.(num_classes|num_queries|num_select|d_model|num_heads|ffn_dim)": _COUNT,
-    r"model\.num_(encoder|decoder)_layers": _COUNT,
-    r"model\.num_patterns": _COUNT_OR_NONE,
-    r"model\.query_dim": Range(2, 4, whole=True),
-    r"model\.dropout": _LESS_THAN_ALL,
-    r"model\.(key|query)_temperature": _POSITIVE,
+    r"model\.(num_classes|num_select)": _COUNT,
+    r"model\.transformer\.queries\.num_patterns": _COUNT_OR_NONE,
+    # arguments of any query formulation as well, by what they are called here
+    r"model\.transformer\.(\w+\.)?(num_\w+|d_model|ffn_dim)": _COUNT,
+    r"model\.transformer\.(\w+\.)?dropout": _LESS_THAN_ALL,
+    r"model\.transformer\.(\w+\.)?(key_)?temperature": _POSITIVE,
+    r"model\.transformer\.queries\.query_dim": Range(2, 4, whole=True),
     r"model\.pixel_mean": Range(),
     r"model\.pixel_std": _POSITIVE,
     r"model\.criterion\.(matcher\.)?(class|bbox|giou)_weight": _NOT_NEGATIVE,
@@ -144,11 +145,16 @@ def leaves(cfg: DictConfig, section: str) -> list[tuple[str, object]]:
 
 def _check_model(cfg: DictConfig) -> None:
     model = cfg.model
-    width, heads = model.get("d_model"), model.get("num_heads")
-    if width is not None and heads is not None and (width % heads or width % 4):
-        raise InputError(
-            f"model.d_model is {width}; a multiple of model.num_heads, {heads}, and of 4 is needed."
-        )
+    width = OmegaConf.select(model, "transformer.d_model")
+    if width is not None and width % 4:
+        raise InputError(f"model.transformer.d_model is {width}; a multiple of 4 is needed.")
+    for part in ("encoder", "queries", "decoder"):
+        heads = OmegaConf.select(model, f"transformer.{part}.num_heads")
+        if width is not None and heads is not None and width % heads:
+            raise InputError(
+                f"model.transformer.d_model is {width}; a multiple of "
+                f"model.transformer.{part}.num_heads, {heads}, is needed."
+            )
     mean, std = (model.get(name) for name in ("pixel_mean", "pixel_std"))
     if mean is None or std is None:
         return

@@ -5,7 +5,7 @@ import copy
 import torch
 
 from dab_detr.compiling import compile_for_all_sizes, require_compiler
-from dab_detr.modeling.folding import fold_norms
+from dab_detr.inference.folding import fold_norms
 from dab_detr.modeling.meta_arch import DABDETR
 
 
@@ -47,7 +47,7 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
     copied.to(memory_format=torch.channels_last)
     if compile:
         options = {"freezing": True, "triton.cudagraphs": cuda_graphs}
-        for part in (copied.backbone, copied.transformer):
+        for part in (copied.backbone, copied.input_proj, copied.transformer):
             compile_for_all_sizes(part, options=options)
         copied.register_forward_pre_hook(_refuse_gradients)
     return copied

@@ -1,16 +1,33 @@
-"""The DAB-DETR model. Only ``meta_arch`` knows Detectron2's images and Instances."""
+"""The DAB-DETR model. Only ``meta_arch`` knows Detectron2's images and Instances.
 
-from dab_detr.modeling.criterion import SetCriterion
-from dab_detr.modeling.matcher import HungarianMatcher, Matches, Targets
-from dab_detr.modeling.meta_arch import DABDETR, select_detections
-from dab_detr.modeling.transformer import DABTransformer
+Names are loaded on first use: ``Core`` and its parts need neither Detectron2 nor fvcore.
+"""
 
-__all__ = [
-    "DABDETR",
-    "DABTransformer",
-    "HungarianMatcher",
-    "Matches",
-    "SetCriterion",
-    "Targets",
-    "select_detections",
-]
+import importlib
+
+_EXPORTS = {
+    "DABDETR": "meta_arch",
+    "DABTransformer": "transformer",
+    "Core": "core",
+    "Detections": "core",
+    "select_detections": "core",
+    "Encoder": "encoder",
+    "Decoder": "decoder",
+    "QueryFormulation": "queries.base",
+    "AnchorBoxQueries": "queries.anchor_boxes",
+    "SetCriterion": "criterion",
+    "HungarianMatcher": "matcher",
+    "Encoding": "structures",
+    "Matches": "structures",
+    "Memory": "structures",
+    "Outputs": "structures",
+    "Queries": "structures",
+    "Targets": "structures",
+}
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -1,5 +1,7 @@
 """The training loss of all decoder layers at once."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from dab_detr.modeling.boxes import generalized_iou
-from dab_detr.modeling.matcher import Matches, Targets
+from dab_detr.modeling.structures import Matches, Outputs, Targets
 
 
 class SetCriterion(nn.Module):
@@ -19,7 +21,10 @@ class SetCriterion(nn.Module):
         matcher: gives the pairs of predictions and objects.
         class_weight, bbox_weight, giou_weight: of the three terms in the total.
         focal_alpha: weight of objects in the focal loss, 0..1; everything else has the rest.
-        focal_gamma: its focus.
+        focal_gamma: exponent by which the focal loss turns to what is badly predicted.
+        class_target: the score that a matched prediction should have for its object's class: takes
+            predicted and wanted boxes, cxcywh ``(P, 4)``, gives ``(P,)`` in 0..1, such as their
+            IoU. None: 1.
 
     Raises:
         ValueError: for a ``focal_alpha`` that is not a share.
@@ -33,6 +38,7 @@ class SetCriterion(nn.Module):
         giou_weight: float = 2.0,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        class_target: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         super().__init__()
         if not 0 <= focal_alpha <= 1:
@@ -45,48 +51,107 @@ class SetCriterion(nn.Module):
         }
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.class_target = class_target
 
     def forward(
-        self,
-        class_logits: Tensor,
-        box_logits: Tensor,
-        targets: Targets,
-        num_boxes: float | None = None,
+        self, outputs: Outputs, targets: Targets, num_boxes: float | None = None
     ) -> dict[str, Tensor]:
         """Weighted losses, ready to be summed.
 
         Args:
-            class_logits: ``(L, B, Q, K)``. box_logits: ``(L, B, Q, 4)``.
+            outputs: predictions of all layers; those under ``extra`` are matched by themselves.
             targets: of the B images, any number of objects, none included.
             num_boxes: what the losses are divided by (but at least by 1); None: the number of
                 objects, as a mean over all workers.
 
         Returns:
+            What :meth:`losses` gives, and the same with ``_<name>`` at the end for each of
+            ``outputs.extra``.
+        """
+        if num_boxes is None:
+            num_boxes = _mean_over_workers(len(targets.labels), outputs.class_logits.device)
+        found = {}
+        for name, predicted in {"": outputs, **(outputs.extra or {})}.items():
+            matches = self.match(predicted, targets)
+            losses = self.losses(predicted, matches, targets, num_boxes)
+            suffix = f"_{name}" if name else ""
+            found |= {f"{key}{suffix}": loss for key, loss in losses.items()}
+        return found
+
+    @torch.no_grad()
+    def match(self, outputs: Outputs, targets: Targets) -> Matches:
+        """Which prediction belongs to which object, in each layer and group of queries.
+
+        Args:
+            outputs: of one kind; ``outputs.extra`` is not looked at. Matches that it has are given
+                back as they are.
+            targets: of the B images.
+        """
+        if outputs.matches is not None:
+            return outputs.matches
+        class_logits, boxes_cxcywh = outputs.class_logits.float(), _boxes(outputs)
+        groups = outputs.num_groups
+        if groups == 1:
+            return self.matcher(class_logits, boxes_cxcywh, targets)
+        # a group of a layer is to the matcher a layer of its own
+        by_group = (
+            x.unflatten(2, (groups, -1)).movedim(2, 1).flatten(0, 1)
+            for x in (class_logits, boxes_cxcywh)
+        )
+        found = self.matcher(*by_group, targets)
+        size = class_logits.shape[2] // groups
+        query = found.query + found.layer % groups * size
+        return Matches(found.layer // groups, found.image, query, found.target)
+
+    def losses(
+        self,
+        outputs: Outputs,
+        matches: Matches,
+        targets: Targets,
+        num_boxes: float | Tensor,
+    ) -> dict[str, Tensor]:
+        """Weighted losses of given pairs; an object may be in any number of them.
+
+        Args:
+            outputs: of one kind; ``outputs.extra`` is not looked at.
+            matches: from :meth:`match`, or otherwise known.
+            targets: of the B images.
+            num_boxes: what the losses are divided by, but at least by 1; with groups of queries,
+                as often as there are groups.
+
+        Returns:
             ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, and the same names with
             ``_0`` .. ``_{L-2}`` of the layers before it.
         """
-        class_logits = class_logits.float()
-        boxes_cxcywh = box_logits.float().sigmoid()
-        matches = self.matcher(class_logits, boxes_cxcywh, targets)
-        if num_boxes is None:
-            num_boxes = _mean_over_workers(len(targets.labels), class_logits.device)
-        divisor = torch.as_tensor(num_boxes).clamp(min=1)
-        losses = {
-            "loss_class": self._class_loss(class_logits, matches, targets),
-            **self._box_losses(boxes_cxcywh, matches, targets),
+        boxes_cxcywh = _boxes(outputs)
+        predicted = boxes_cxcywh[matches.layer, matches.image, matches.query]
+        wanted = targets.boxes_cxcywh[matches.target]
+        by_term = {
+            "loss_class": self._class_loss(
+                outputs.class_logits.float(), matches, targets, predicted, wanted
+            ),
+            **self._box_losses(predicted, wanted, matches, len(boxes_cxcywh)),
         }
-        last = len(class_logits) - 1
+        divisor = torch.as_tensor(num_boxes).clamp(min=1) * outputs.num_groups
+        last = len(boxes_cxcywh) - 1
         return {
             name if layer == last else f"{name}_{layer}": self.weights[name] * loss / divisor
-            for name, by_layer in losses.items()
+            for name, by_layer in by_term.items()
             for layer, loss in enumerate(by_layer)
         }
 
-    def _class_loss(self, class_logits: Tensor, matches: Matches, targets: Targets) -> Tensor:
+    def _class_loss(
+        self,
+        class_logits: Tensor,
+        matches: Matches,
+        targets: Targets,
+        predicted: Tensor,
+        wanted: Tensor,
+    ) -> Tensor:
         """Focal loss (Lin et al., 2017, equation 5) over images, queries and classes: ``(L,)``.
 
-        Without a dense tensor of labels: nearly all logits belong to no object, so all are taken
-        so, and then the matched ones replaced.
+        Without a dense tensor of labels: as nearly all logits belong to no object, the loss is that
+        of no object everywhere, and then replaced where a prediction is matched.
         """
         label = targets.labels[matches.target]
         matched = (matches.layer, matches.image, matches.query, label)
@@ -95,26 +160,35 @@ class SetCriterion(nn.Module):
         prob = class_logits.sigmoid()
         loss = (1 - self.focal_alpha) * prob**self.focal_gamma * cross_entropy
         logits = class_logits[matched]
-        loss[matched] = (
-            -self.focal_alpha * (-logits).sigmoid() ** self.focal_gamma * F.logsigmoid(logits)
-        )
+        if self.class_target is None:
+            loss[matched] = (
+                -self.focal_alpha * (-logits).sigmoid() ** self.focal_gamma * F.logsigmoid(logits)
+            )
+        else:
+            score = self.class_target(predicted.detach(), wanted)
+            distance = (score - logits.sigmoid()).abs()
+            entropy = F.binary_cross_entropy_with_logits(logits, score, reduction="none")
+            loss[matched] = self.focal_alpha * distance**self.focal_gamma * entropy
         return loss.flatten(1).sum(1)
 
     def _box_losses(
-        self, boxes_cxcywh: Tensor, matches: Matches, targets: Targets
+        self, predicted: Tensor, wanted: Tensor, matches: Matches, num_layers: int
     ) -> dict[str, Tensor]:
         """L1 and GIoU loss summed over matched pairs: each ``(L,)``."""
-        predicted = boxes_cxcywh[matches.layer, matches.image, matches.query]
-        wanted = targets.boxes_cxcywh[matches.target]
         distance = (predicted - wanted).abs().sum(-1)
         overlap = generalized_iou(
             box_convert(predicted, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
         )
-        zeros = predicted.new_zeros(len(boxes_cxcywh))
+        zeros = predicted.new_zeros(num_layers)
         return {
             "loss_bbox": zeros.index_add(0, matches.layer, distance),
             "loss_giou": zeros.index_add(0, matches.layer, 1 - overlap),
         }
+
+
+def _boxes(outputs: Outputs) -> Tensor:
+    """cxcywh in 0..1, float32 ``(L, B, Q, 4)``."""
+    return outputs.box_logits.float().sigmoid()
 
 
 def _mean_over_workers(count: int, device: torch.device) -> Tensor:

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from dab_detr.modeling.attention import EncoderSelfAttention
+from dab_detr.modeling.attention import EncoderSelfAttention, require_heads
 from dab_detr.modeling.feed_forward import FeedForward
+from dab_detr.modeling.initialization import drawn_later
 from dab_detr.modeling.mlp import MLP
 
 
@@ -18,9 +19,10 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
-        """``x``, ``position``: ``(B, N, D)``; ``mask``: bool ``(B, 1, 1, N)``, True where valid."""
-        x = self.self_attention_norm(x + self.dropout(self.self_attention(x, position, mask)))
+    def forward(self, x: Tensor, position: Tensor, valid_mask: Tensor | None) -> Tensor:
+        """``x``, ``position``: ``(B, N, D)``; ``valid_mask``: see :class:`Encoder`."""
+        update = self.self_attention(x, position, valid_mask)
+        x = self.self_attention_norm(x + self.dropout(update))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -28,27 +30,41 @@ class Encoder(nn.Module):
     """A stack of :class:`EncoderLayer`; one MLP, shared by all layers, scales the key encoding.
 
     The paper does not mention that scale, the published code and weights have it.
+
+    Args:
+        num_layers: number of layers; 0 hands the feature map on as it is.
+        d_model: width, a multiple of ``num_heads``.
+        num_heads: number of attention heads.
+        ffn_dim: width inside the feed-forward blocks.
+        dropout: probability, in training.
     """
 
     def __init__(
-        self, num_layers: int, d_model: int, num_heads: int, ffn_dim: int, dropout: float = 0.0
+        self,
+        num_layers: int = 6,
+        d_model: int = 256,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(d_model, num_heads, ffn_dim, dropout) for _ in range(num_layers)
-        )
-        self.position_scale = MLP(d_model, d_model, d_model, 2) if num_layers else None
+        require_heads("encoder", d_model, num_heads)
+        with drawn_later():
+            self.layers = nn.ModuleList(
+                EncoderLayer(d_model, num_heads, ffn_dim, dropout) for _ in range(num_layers)
+            )
+            self.position_scale = MLP(d_model, d_model, d_model, 2) if num_layers else None
 
-    def forward(self, x: Tensor, key_encoding: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, key_encoding: Tensor, valid_mask: Tensor | None) -> Tensor:
         """Refine the projected feature map.
 
         Args:
             x: cells ``(B, N, D)``. key_encoding: ``(B or 1, N, D)``.
-            mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all are.
+            valid_mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all are.
 
         Returns:
             memory ``(B, N, D)``.
         """
         for layer in self.layers:
-            x = layer(x, key_encoding * self.position_scale(x), mask)
+            x = layer(x, key_encoding * self.position_scale(x), valid_mask)
         return x

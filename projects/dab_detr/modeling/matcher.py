@@ -1,8 +1,5 @@
 """Bipartite matching of all decoder layers and images, with one copy to the host."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -10,36 +7,14 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from dab_detr.modeling.boxes import generalized_iou
+from dab_detr.modeling.structures import Matches, Targets
 
 # large beside any cost, small enough for sums of it to be exact
 _WORST = 1e9
 
 
-class Targets(NamedTuple):
-    """The objects of a batch, one image after the other.
-
-    Attributes:
-        labels: int64 ``(T,)`` in 0..K-1.
-        boxes_cxcywh: float32 ``(T, 4)`` in 0..1 of each image without its padding.
-        counts: number of objects of each image; sums to T.
-    """
-
-    labels: Tensor
-    boxes_cxcywh: Tensor
-    counts: Sequence[int]
-
-
-class Matches(NamedTuple):
-    """Matched pairs of all layers and images; four int64 vectors of one length."""
-
-    layer: Tensor
-    image: Tensor
-    query: Tensor
-    target: Tensor  # index into Targets.labels
-
-
 class HungarianMatcher(nn.Module):
-    """Assign to each object of an image one query, for each decoder layer anew.
+    """Assign to each object of an image one query, for each decoder layer by itself.
 
     The cost is ``class_weight`` times the focal cost, plus ``bbox_weight`` times the L1 distance of
     the boxes, minus ``giou_weight`` times their GIoU.

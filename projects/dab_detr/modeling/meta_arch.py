@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import configurable, instantiate
 from detectron2.layers.wrappers import shapes_to_tensor
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from dab_detr.flat_config import model_config
+from dab_detr.modeling.core import Core, select_detections
 from dab_detr.modeling.criterion import SetCriterion
-from dab_detr.modeling.matcher import HungarianMatcher, Targets
+from dab_detr.modeling.matcher import HungarianMatcher
+from dab_detr.modeling.structures import Targets
 from dab_detr.modeling.transformer import DABTransformer
 
 
@@ -21,19 +23,22 @@ from dab_detr.modeling.transformer import DABTransformer
 class DABDETR(nn.Module):
     """DAB-DETR (Liu et al., ICLR 2022, arXiv 2201.12329) on one level of any Detectron2 backbone.
 
+    Building it draws the weights of everything but the backbone; see
+    :mod:`dab_detr.modeling.initialization`.
+
     Args:
         backbone: gives feature maps by name; channels come from its ``output_shape()``.
         in_features: name of the one level to use, alone or as a list of one.
+        transformer: encoder, query formulation and decoder.
         num_classes: K.
-        pixel_mean, pixel_std: one value a channel, in the order and range of the input images.
+        pixel_mean, pixel_std: one value per channel, in the order and range of the input images.
         criterion: the training loss; None: :class:`SetCriterion` with the paper's weights.
         num_select: how many (query, class) pairs an image returns, best first; section A of the
             paper and the published code take 300 and apply neither NMS nor a threshold.
-        d_model ... query_temperature: see
-            :class:`~dab_detr.modeling.transformer.DABTransformer`.
 
     Raises:
-        ValueError: if the backbone has no level of that name (the message lists those there are).
+        ValueError: if the backbone has no level of that name (the message lists those there are),
+            or the decoder scores another number of classes.
     """
 
     @configurable
@@ -42,51 +47,23 @@ class DABDETR(nn.Module):
         *,
         backbone: Backbone,
         in_features: str | Sequence[str],
+        transformer: DABTransformer,
         num_classes: int,
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         criterion: nn.Module | None = None,
         num_select: int = 300,
-        d_model: int = 256,
-        num_heads: int = 8,
-        num_encoder_layers: int = 6,
-        num_decoder_layers: int = 6,
-        ffn_dim: int = 2048,
-        dropout: float = 0.0,
-        num_queries: int = 300,
-        num_patterns: int = 0,
-        query_dim: int = 4,
-        anchor_init: str = "normal",
-        freeze_anchor_centers: bool = False,
-        modulate_hw_attention: bool = True,
-        update_anchors: bool = True,
-        share_box_head: bool = True,
-        key_temperature: float = 20.0,
-        query_temperature: float = 10000.0,
     ):
         super().__init__()
+        scored = transformer.decoder.class_head.out_features
+        if scored != num_classes:
+            raise ValueError(f"num_classes is {num_classes}, but the decoder scores {scored}.")
         self.backbone = backbone
         self.in_feature = _single_level(in_features, backbone)
-        self.transformer = DABTransformer(
-            in_channels=backbone.output_shape()[self.in_feature].channels,
-            num_classes=num_classes,
-            d_model=d_model,
-            num_heads=num_heads,
-            num_encoder_layers=num_encoder_layers,
-            num_decoder_layers=num_decoder_layers,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-            num_queries=num_queries,
-            num_patterns=num_patterns,
-            query_dim=query_dim,
-            anchor_init=anchor_init,
-            freeze_anchor_centers=freeze_anchor_centers,
-            modulate_hw_attention=modulate_hw_attention,
-            update_anchors=update_anchors,
-            share_box_head=share_box_head,
-            key_temperature=key_temperature,
-            query_temperature=query_temperature,
-        )
+        channels = backbone.output_shape()[self.in_feature].channels
+        self.input_proj = nn.Conv2d(channels, transformer.d_model, kernel_size=1)
+        self.transformer = transformer
+        transformer.reset_parameters()
         self.num_classes = num_classes
         self.num_select = num_select
         self.criterion = SetCriterion(HungarianMatcher()) if criterion is None else criterion
@@ -101,33 +78,24 @@ class DABDETR(nn.Module):
         from dab_detr.data.catalog import use_checked_records
 
         use_checked_records((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-        dab = cfg.MODEL.DAB_DETR
-        loss = dab.LOSS
-        focal = {"focal_alpha": loss.FOCAL_ALPHA, "focal_gamma": loss.FOCAL_GAMMA}
-        matcher = HungarianMatcher(
-            class_weight=loss.COST_CLASS,
-            bbox_weight=loss.COST_BBOX,
-            giou_weight=loss.COST_GIOU,
-            **focal,
-        )
-        criterion = SetCriterion(
-            matcher,
-            class_weight=loss.WEIGHT_CLASS,
-            bbox_weight=loss.WEIGHT_BBOX,
-            giou_weight=loss.WEIGHT_GIOU,
-            **focal,
-        )
-        own = {"LOSS", "IN_FEATURES", "NUM_CLASSES", "NUM_SELECT"}
+        dab = {key.lower(): value for key, value in cfg.MODEL.DAB_DETR.items()}
+        in_features = dab.pop("in_features")
+        model = model_config(**dab)
         return {
             "backbone": build_backbone(cfg),
-            "in_features": dab.IN_FEATURES,
-            "num_classes": dab.NUM_CLASSES,
-            "num_select": dab.NUM_SELECT,
+            "in_features": in_features,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "criterion": criterion,
-            **{key.lower(): value for key, value in dab.items() if key not in own},
+            **{
+                key: instantiate(model[key])
+                for key in ("transformer", "num_classes", "criterion", "num_select")
+            },
         }
+
+    @property
+    def core(self) -> Core:
+        """The same modules as a model on tensors alone."""
+        return Core(self.backbone, self.in_feature, self.input_proj, self.transformer)
 
     @property
     def device(self) -> torch.device:
@@ -140,10 +108,10 @@ class DABDETR(nn.Module):
         """Losses in training mode, detections in evaluation mode.
 
         Args:
-            batched_inputs: one dict an image, as :class:`detectron2.data.DatasetMapper` makes them:
-                ``image`` (C, H, W) in the range of ``pixel_mean``; for training ``instances`` with
-                ``gt_boxes`` and ``gt_classes``; for evaluation optionally ``height`` and ``width``
-                of the wanted output.
+            batched_inputs: one dict per image, as :class:`detectron2.data.DatasetMapper` makes
+                them: ``image`` (C, H, W) in the range of ``pixel_mean``; for training ``instances``
+                with ``gt_boxes`` and ``gt_classes``; for evaluation optionally ``height`` and
+                ``width`` of the wanted output.
             num_boxes: in training, what the losses are divided by, for a batch that is one part of
                 a larger one; see :meth:`SetCriterion.forward`.
 
@@ -152,24 +120,25 @@ class DABDETR(nn.Module):
             list of ``{"instances": Instances}`` with ``pred_boxes`` (absolute xyxy), ``scores`` and
             ``pred_classes``, best first.
         """
-        images = self._preprocess(batched_inputs)
-        features = self.backbone(images.tensor)[self.in_feature]
-        class_logits, box_logits = self.transformer(
-            features, _padding_mask(images, features.shape[-2:]), all_layers=self.training
-        )
+        images = self.preprocess_image(batched_inputs)
+        padding_mask = _padding_mask(images)
         if self.training:
-            instances = [x["instances"] for x in batched_inputs]
-            targets = self._targets(instances)
-            return self.criterion(class_logits, box_logits, targets, num_boxes)
-        detections = select_detections(
-            class_logits[-1], box_logits[-1], images.image_sizes, self.num_select
-        )
+            targets = self._targets([x["instances"] for x in batched_inputs])
+            outputs = self.core.outputs(
+                images.tensor,
+                padding_mask,
+                all_layers=True,
+                targets=targets if self.transformer.queries.uses_targets else None,
+            )
+            return self.criterion(outputs, targets, num_boxes)
+        results = self.inference(*self.core(images.tensor, padding_mask), images.image_sizes)
         return [
             {"instances": detector_postprocess(found, *_output_size(x, size))}
-            for found, x, size in zip(detections, batched_inputs, images.image_sizes)
+            for found, x, size in zip(results, batched_inputs, images.image_sizes)
         ]
 
-    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise the images and pad them to one size, to the right and below."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(
@@ -178,6 +147,36 @@ class DABDETR(nn.Module):
             getattr(self.backbone, "size_divisibility", 0),
             padding_constraints=self.backbone.padding_constraints,
         )
+
+    def inference(
+        self,
+        class_logits: Tensor,
+        box_logits: Tensor,
+        image_sizes: Sequence[Sequence[int]] | Sequence[Tensor],
+    ) -> list[Instances]:
+        """The best detections of each image, as Detectron2 has them.
+
+        Args:
+            class_logits: ``(B, Q, K)``. box_logits: ``(B, Q, 4)``, whose sigmoid is cxcywh.
+            image_sizes: (height, width) of each image without padding; in a trace, tensors of them.
+
+        Returns:
+            One ``Instances`` per image with ``pred_boxes``, ``scores``, ``pred_classes``.
+        """
+        found = select_detections(class_logits, box_logits, self.num_select)
+        results = []
+        for scores, labels, boxes_xyxy, (height, width) in zip(*found, image_sizes):
+            # in a trace a Python number would stand for the size of every image
+            scale = shapes_to_tensor([width, height, width, height], boxes_xyxy.device)
+            results.append(
+                Instances(
+                    (height, width),
+                    pred_boxes=Boxes(boxes_xyxy * scale),
+                    scores=scores,
+                    pred_classes=labels,
+                )
+            )
+        return results
 
     def _targets(self, instances: list[Instances]) -> Targets:
         boxes, labels = [], []
@@ -194,42 +193,6 @@ class DABDETR(nn.Module):
         )
 
 
-def select_detections(
-    class_logits: Tensor,
-    box_logits: Tensor,
-    image_sizes: Sequence[Sequence[int]] | Sequence[Tensor],
-    num_select: int,
-) -> list[Instances]:
-    """Take each image's best (query, class) pairs, without NMS or threshold.
-
-    Args:
-        class_logits: ``(B, Q, K)``. box_logits: ``(B, Q, 4)``, whose sigmoid is cxcywh.
-        image_sizes: (height, width) of each image without padding; in a trace, tensors of them.
-        num_select: how many pairs to keep, at most Q * K.
-
-    Returns:
-        One ``Instances`` an image with ``pred_boxes``, ``scores``, ``pred_classes``, best first.
-    """
-    num_classes = class_logits.shape[-1]
-    scores = class_logits.float().sigmoid().flatten(1)
-    scores, pairs = scores.topk(min(num_select, scores.shape[1]), dim=1)
-    boxes_xyxy = box_convert(box_logits.float().sigmoid(), "cxcywh", "xyxy")
-    boxes_xyxy = boxes_xyxy.gather(1, (pairs // num_classes).unsqueeze(-1).expand(-1, -1, 4))
-    results = []
-    for index, (height, width) in enumerate(image_sizes):
-        # in a trace a Python number would stand for the size of every image
-        scale = shapes_to_tensor([width, height, width, height], boxes_xyxy.device)
-        results.append(
-            Instances(
-                (height, width),
-                pred_boxes=Boxes(boxes_xyxy[index] * scale),
-                scores=scores[index],
-                pred_classes=pairs[index] % num_classes,
-            )
-        )
-    return results
-
-
 def _single_level(in_features: str | Sequence[str], backbone: Backbone) -> str:
     names = [in_features] if isinstance(in_features, str) else list(in_features)
     available = list(backbone.output_shape())
@@ -242,23 +205,22 @@ def _single_level(in_features: str | Sequence[str], backbone: Backbone) -> str:
     return names[0]
 
 
-def _padding_mask(images: ImageList, feature_size: torch.Size) -> Tensor | None:
-    """Bool ``(B, h, w)``, True where a cell is padding; None when no image is padded.
+def _padding_mask(images: ImageList) -> Tensor | None:
+    """Bool ``(B, H, W)``, True where a pixel is padding; None when no image is padded.
 
-    The pixels' mask, resized to the cells by nearest neighbour as in the published code, one axis
-    at a time. A trace always has it, as it has to hold for other sizes.
+    A trace always has it, as it has to hold for other sizes.
     """
     padded_size = images.tensor.shape[-2:]
     if not torch.jit.is_tracing():
         if all(tuple(size) == padded_size for size in images.image_sizes):
             return None
-    axes = []
-    for axis, (pixels, cells) in enumerate(zip(padded_size, feature_size)):
-        lengths = shapes_to_tensor([size[axis] for size in images.image_sizes])
-        padded = (torch.arange(pixels) >= lengths[:, None]).float()  # (B, pixels)
-        axes.append(F.interpolate(padded[:, None], size=cells, mode="nearest")[:, 0].bool())
-    rows, columns = axes
-    return (rows[:, :, None] | columns[:, None, :]).to(images.tensor.device, non_blocking=True)
+    device = images.tensor.device
+    rows, columns = (
+        torch.arange(pixels, device=device)
+        >= shapes_to_tensor([size[axis] for size in images.image_sizes], device)[:, None]
+        for axis, pixels in enumerate(padded_size)
+    )  # (B, H) and (B, W)
+    return rows[:, :, None] | columns[:, None, :]
 
 
 def _output_size(batched_input: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:

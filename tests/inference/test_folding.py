@@ -9,7 +9,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResN
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from dab_detr.modeling.folding import fold_norms
+from dab_detr.inference.folding import fold_norms
 
 
 def resnet(norm):

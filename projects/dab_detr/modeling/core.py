@@ -1,0 +1,115 @@
+"""The model on tensors alone: pixels and padding mask in, class and box logits out."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from dab_detr.modeling.structures import Outputs, Targets
+from dab_detr.modeling.transformer import DABTransformer
+
+
+class Core(nn.Module):
+    """Backbone, projection and transformer: what is analysed, copied, measured and exported.
+
+    Args:
+        backbone: ``(B, C, H, W)`` to a mapping of feature maps by name.
+        in_feature: the name of the one to use.
+        input_proj: the 1x1 convolution to the transformer's width.
+        transformer: see :class:`DABTransformer`.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, in_feature: str, input_proj: nn.Module, transformer: nn.Module
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.in_feature = in_feature
+        self.input_proj = input_proj
+        self.transformer: DABTransformer = transformer
+
+    def forward(self, pixels: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The last layer's predictions.
+
+        Args:
+            pixels: normalised, ``(B, C, H, W)``, zero where there is only padding.
+            padding_mask: bool ``(B, H, W)``, True where a pixel is padding; None: nowhere.
+
+        Returns:
+            class_logits ``(B, Q, K)`` and box_logits ``(B, Q, 4)``, whose sigmoid is cxcywh.
+        """
+        outputs = self.outputs(pixels, padding_mask, all_layers=False)
+        return outputs.class_logits[-1], outputs.box_logits[-1]
+
+    def outputs(
+        self,
+        pixels: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        all_layers: bool,
+        targets: Targets | None = None,
+    ) -> Outputs:
+        """What a training needs: predictions of all layers, and others beside them.
+
+        Args:
+            pixels, padding_mask: as above. all_layers, targets: see :class:`DABTransformer`.
+        """
+        features: Mapping[str, Tensor] = self.backbone(pixels)
+        level = features[self.in_feature]
+        if padding_mask is not None:
+            padding_mask = shrink_mask(padding_mask, level.shape[-2:])
+        return self.transformer(
+            self.input_proj(level), padding_mask, all_layers=all_layers, targets=targets
+        )
+
+
+def shrink_mask(padding_mask: Tensor, size: torch.Size) -> Tensor:
+    """A mask of pixels to one of cells, by nearest neighbour as in the published code.
+
+    Args:
+        padding_mask: bool ``(B, H, W)``. size: (h, w) of the feature map.
+
+    Returns:
+        bool ``(B, h, w)``.
+    """
+    rows, columns = (
+        # the nearest pixel of each cell, by the same rule as a mask that is resized as a whole
+        F.interpolate(
+            torch.arange(pixels, device=padding_mask.device).float()[None, None],
+            size=cells,
+            mode="nearest",
+        )[0, 0].long()
+        for pixels, cells in zip(padding_mask.shape[-2:], size)
+    )
+    return padding_mask[:, rows][:, :, columns]
+
+
+class Detections(NamedTuple):
+    """The best pairs of query and class of each image, best first.
+
+    Attributes:
+        scores: ``(B, n)`` in 0..1. labels: int64 ``(B, n)`` in 0..K-1.
+        boxes_xyxy: float32 ``(B, n, 4)`` in 0..1 of each image without its padding; may reach out.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes_xyxy: Tensor
+
+
+def select_detections(class_logits: Tensor, box_logits: Tensor, num_select: int) -> Detections:
+    """Take each image's best (query, class) pairs, without NMS or threshold.
+
+    Args:
+        class_logits: ``(B, Q, K)``. box_logits: ``(B, Q, 4)``, whose sigmoid is cxcywh.
+        num_select: how many pairs to keep, at most Q * K.
+    """
+    num_classes = class_logits.shape[-1]
+    scores = class_logits.float().sigmoid().flatten(1)
+    scores, pairs = scores.topk(min(num_select, scores.shape[1]), dim=1)
+    boxes_xyxy = box_convert(box_logits.float().sigmoid(), "cxcywh", "xyxy")
+    boxes_xyxy = boxes_xyxy.gather(1, (pairs // num_classes).unsqueeze(-1).expand(-1, -1, 4))
+    return Detections(scores, pairs % num_classes, boxes_xyxy)

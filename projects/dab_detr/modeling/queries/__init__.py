@@ -1,0 +1,1 @@
+"""Query formulations: what the decoder's queries are, a file each."""
