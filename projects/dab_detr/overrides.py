@@ -37,12 +37,14 @@ def apply_override(cfg: DictConfig, override: str) -> None:
             before = _get(cfg, key)
             value = _value(override, text, is_text=isinstance(before, str))
             if isinstance(before, bool) and not _may_be_switch(value):
-                raise ValueError("True or False is needed.")
+                raise InputError(f"{key} is {value!r}; True or False is needed.")
             if isinstance(before, DictConfig) and isinstance(value, list):
                 raise ValueError("it has keys of its own.")
             OmegaConf.update(cfg, key, value, merge=True)
             # a reference to another key, ${...}, has to lead somewhere
             OmegaConf.select(cfg, key)
+    except InputError:
+        raise
     except Exception as error:
         name = key.lstrip("+")
         raise InputError(

@@ -104,7 +104,8 @@ def check_sections(cfg: DictConfig) -> None:
         if not isinstance(section, DictConfig) or (called and "_target_" not in section):
             needed = "a LazyCall, L(...)(...)," if called else "a section of keys"
             raise InputError(f"The config's {key} is {section!r}; {needed} is needed.")
-    for index, writer in enumerate(OmegaConf.select(cfg, "train.writers") or ()):
+    writers = OmegaConf.select(cfg, "train.writers")
+    for index, writer in enumerate(writers if isinstance(writers, ListConfig) else ()):
         if not isinstance(writer, DictConfig):
             raise InputError(f"train.writers.{index} is {writer!r}; a LazyCall is needed.")
 
