@@ -33,7 +33,7 @@ lint: $(READY)  ## check style and formatting
 	$(RUN) -m ruff format --check .
 
 environment: $(READY)  ## what is installed, and which Detectron2
-	@$(RUN) -m dab_detr.environment
+	@$(RUN) -m dab_detr.cli.main environment --check
 
 clean:  ## remove .venv and what was built; data and results stay
 	rm -rf $(VENV) build dist projects/*.egg-info .pytest_cache .ruff_cache

@@ -49,8 +49,10 @@ setup(
         "pillow",
         "tabulate",
         "tensorboard",
+        "tqdm",
         "safetensors",
     ],
+    entry_points={"console_scripts": ["dab-detr = dab_detr.cli.main:main"]},
     extras_require={
         "timm": TIMM,
         "fast-eval": FAST_EVAL,

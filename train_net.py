@@ -3,12 +3,7 @@
 
 import sys
 
-from dab_detr.engine.arguments import checked_arguments
+from dab_detr.cli.train import main
 
 if __name__ == "__main__":
-    # --help and wrong usage are answered before Detectron2 is loaded, which takes seconds
-    checked_arguments(sys.argv[1:])
-
-    from dab_detr.engine.main import main
-
     sys.exit(main())

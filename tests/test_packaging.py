@@ -63,7 +63,7 @@ def test_releases_that_fail_on_common_files_are_not_installed(tmp_path):
 
 def test_environment_names_the_parts():
     text = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "dab_detr.environment"],
+        [sys.executable, "-W", "ignore", "-m", "dab_detr.cli.main", "environment"],
         capture_output=True,
         text=True,
         check=True,

@@ -81,7 +81,7 @@ def main() -> None:
             "one: uninstall it there, or choose another interpreter with PYTHON=..."
         )
     say("ready:")
-    run([str(python), "-m", "dab_detr.environment"])
+    run([str(python), "-m", "dab_detr.cli.main", "environment", "--check"])
 
 
 def make_environment(folder: Path) -> Path:

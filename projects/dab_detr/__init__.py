@@ -5,6 +5,7 @@
 ``keep_freed_memory()`` a program that runs it on a CPU.
 """
 
+import logging
 import warnings
 
 __version__ = "0.1.0"
@@ -13,6 +14,8 @@ __version__ = "0.1.0"
 # and one's own filters take precedence.
 for _message in (r".*torch\.jit\.script.* is deprecated", ".*broadcast_buffers.* is deprecated"):
     warnings.filterwarnings("ignore", _message, FutureWarning, append=True)
+# that there is a CUDA toolkit but no GPU
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 _EXPORTS = {
     "DABDETR": "dab_detr.modeling",
@@ -25,18 +28,16 @@ __all__ = [*_EXPORTS, "__version__"]
 
 
 def __getattr__(name: str):
-    # Loaded on first use: `python -m dab_detr.environment` must work where Detectron2 is missing.
+    # Loaded on first use: `dab-detr environment` must work where Detectron2 is missing.
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
+
+    from dab_detr.errors import NO_DETECTRON2
 
     try:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
     except ModuleNotFoundError as error:
         if error.name != "detectron2":
             raise
-        raise ModuleNotFoundError(
-            "dab_detr needs Detectron2, which is not on PyPI: run `make setup` in a checkout "
-            "of this project, or see https://github.com/facebookresearch/detectron2.",
-            name="detectron2",
-        ) from error
+        raise ModuleNotFoundError(NO_DETECTRON2, name="detectron2") from error

@@ -1,9 +1,10 @@
-"""Says what is installed: ``python -m dab_detr.environment``."""
+"""Says what is installed, without importing it."""
 
 import importlib
 import importlib.metadata
 import importlib.util
 import platform
+import re
 from pathlib import Path
 
 import dab_detr
@@ -34,14 +35,19 @@ _REQUIRED = (
 )
 
 
-def describe() -> list[tuple[str, str]]:
-    """Pairs of a part's name and what is known of it, in the order to print them."""
+def describe(*, check: bool = False) -> list[tuple[str, str]]:
+    """Pairs of a part's name and what is known of it, in the order to print them.
+
+    Args:
+        check: import PyTorch and Detectron2, which takes seconds: that they work, and which GPUs
+            there are, is not known before.
+    """
     rows = [
         ("dab_detr", f"{dab_detr.__version__} in {Path(dab_detr.__file__).parent}"),
         ("Python", platform.python_version()),
-        ("detectron2", _detectron2()),
+        ("detectron2", _detectron2(check)),
         *((name, _version(name) or "missing") for name in _REQUIRED),
-        ("CUDA", _cuda()),
+        ("CUDA", _cuda(check)),
     ]
     for name, use in _OPTIONAL.items():
         rows.append((name, _version(name) or f"missing (optional, for {use})"))
@@ -55,26 +61,32 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _detectron2() -> str:
-    if importlib.util.find_spec("detectron2") is None:
+def _detectron2(check: bool) -> str:
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:
         return "missing: run `make setup`, or install it as its own documentation says"
-    try:
-        detectron2 = importlib.import_module("detectron2")
-    except Exception as error:
-        return f"found, but its import fails with {type(error).__name__}: {error}"
-    folder = Path(detectron2.__file__).parent
+    if check:
+        try:
+            importlib.import_module("detectron2")
+        except Exception as error:
+            return f"found, but its import fails with {type(error).__name__}: {error}"
+    folder = Path(spec.origin).parent
     if "geowatch_tpl" in folder.parts:
         kind = "pure-Python copy (from geowatch)"
     else:
         kind = "official"
-    compiled = importlib.util.find_spec("detectron2._C") is not None
-    operators = "with" if compiled else "without"
-    return f"{detectron2.__version__}, {kind}, {operators} compiled operators, in {folder}"
+    operators = "with" if any(folder.glob("_C.*")) else "without"
+    version = _assigned(folder / "__init__.py", "__version__") or "unknown version"
+    return f"{version}, {kind}, {operators} compiled operators, in {folder}"
 
 
-def _cuda() -> str:
-    if importlib.util.find_spec("torch") is None:
+def _cuda(check: bool) -> str:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
         return "unknown without torch"
+    if not check:
+        version = _assigned(Path(spec.origin).parent / "version.py", "cuda")
+        return f"torch is built for {version or 'the CPU alone'}; --check looks for GPUs"
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
         return "no GPU: everything runs on the CPU"
@@ -82,6 +94,7 @@ def _cuda() -> str:
     return f"{torch.version.cuda}; {', '.join(names)}"
 
 
-if __name__ == "__main__":
-    for part, text in describe():
-        print(f"{part:12} {text}")
+def _assigned(path: Path, name: str) -> str | None:
+    """The text that a Python file assigns to a name, without running it."""
+    found = re.search(rf"^{name}\b[^=\n]*= *[\"']([^\"']+)", path.read_text(), re.MULTILINE)
+    return found[1] if found else None

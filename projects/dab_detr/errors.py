@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 
 _NAMED = 3
+NO_DETECTRON2 = (
+    "dab_detr needs Detectron2, which is not on PyPI: run `make setup` in a checkout of this "
+    "project, or see https://github.com/facebookresearch/detectron2."
+)
 
 
 class InputError(Exception):

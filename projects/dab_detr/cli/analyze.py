@@ -1,0 +1,87 @@
+"""``dab-detr analyze``: how large a model is, and what it costs."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from dab_detr.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "analyze_model.py") -> int:
+    """Print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Print parameters and GFLOPs of the model that a config describes, or the "
+        "memory to train it.",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1280), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--training-memory",
+        type=int,
+        metavar="BATCH",
+        help="instead: the memory of a training step of so many images, with the config's "
+        "train.amp and train.activation_checkpointing",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args(arguments)
+    if min(args.size) < 32:
+        parser.error("--size has to be at least 32 32.")
+    if args.training_memory is not None and args.training_memory < 1:
+        parser.error("--training-memory has to be at least 1.")
+
+    from dab_detr.analysis import analyze
+    from dab_detr.config import build, get_config
+
+    try:
+        cfg = get_config(args.config_file, args.overrides)
+        with warnings.catch_warnings():
+            # tracing speaks of every shape that it takes as fixed
+            warnings.simplefilter("ignore")
+            model = build(cfg, "model")
+            if args.training_memory:
+                _print_training_memory(cfg, model, args)
+                return 0
+            rows = analyze(model, *args.size)
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps({"config": args.config_file, "size": list(args.size), **rows}, indent=2))
+    else:
+        from tabulate import tabulate
+
+        height, width = args.size
+        table = [
+            [
+                part,
+                *(f"{row[key]:,}" if key in row else "" for key in ("parameters", "frozen")),
+                f"{row['gflops']:.2f}",
+            ]
+            for part, row in rows.items()
+        ]
+        headers = ["part", "parameters", "frozen", f"GFLOPs at {width}x{height}"]
+        print(tabulate(table, headers, tablefmt="github", colalign=("left", *["right"] * 3)))
+    return 0
+
+
+def _print_training_memory(cfg: Any, model: Any, args: argparse.Namespace) -> None:
+    """One line, or a line of JSON."""
+    from dab_detr.analysis import training_memory
+    from dab_detr.engine.memory import checkpoint_activations
+    from dab_detr.engine.trainer import AMP_DTYPES
+
+    checkpoint_activations(model, **cfg.train.activation_checkpointing)
+    dtype = AMP_DTYPES[cfg.train.amp.dtype] if cfg.train.amp.enabled else None
+    count = training_memory(model.train(), args.training_memory, *args.size, amp_dtype=dtype)
+    height, width = args.size
+    if args.json:
+        print(json.dumps({"batch": args.training_memory, "size": list(args.size), "bytes": count}))
+    else:
+        print(f"{args.training_memory} x {width}x{height}: {count / 2**30:.2f} GiB of tensors")

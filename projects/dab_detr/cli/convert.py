@@ -1,0 +1,78 @@
+"""``dab-detr convert``: a checkpoint in another layout, with what became of every tensor."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dab_detr.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "convert_checkpoint.py") -> int:
+    """Convert; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Convert a DAB-DETR checkpoint between layouts; says what became of every "
+        "tensor.",
+        epilog="Reads the published .pth, detrex's and mmdetection's .pth, a directory or "
+        ".safetensors of transformers, and this project's own; the layout is detected.",
+    )
+    parser.add_argument("input", metavar="IN", help="a file, or a directory of transformers")
+    parser.add_argument(
+        "output", metavar="OUT", help="a .pth or .safetensors file; for hf a directory"
+    )
+    parser.add_argument("--to", choices=("dab_detr", "official", "hf"), default="dab_detr")
+    parser.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="80 and 91 keep COCO's classes; any other number starts a new class head",
+    )
+    parser.add_argument(
+        "--coco-classes",
+        action="store_true",
+        help="the classes of IN are COCO's, 80 or 91 (raw COCO ids), where IN does not say which "
+        "it has",
+    )
+    parser.add_argument(
+        "--num-heads", type=int, help="for hf's config.json, where IN does not say it (default 8)"
+    )
+    parser.add_argument(
+        "--key-temperature",
+        type=float,
+        help="for hf's config.json, where IN does not say it (default 20)",
+    )
+    parser.add_argument(
+        "--dilation",
+        action=argparse.BooleanOptionalAction,
+        help="for hf: whether the backbone is dilated (DC5), where IN does not say it",
+    )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="the averaged weights that a training's checkpoint holds, instead of its last ones",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    args = parser.parse_args(arguments)
+    if args.num_classes is not None and args.num_classes < 1:
+        parser.error("--num-classes has to be at least 1.")
+
+    from dab_detr.checkpoint.files import convert_file
+
+    chosen = {name: getattr(args, name) for name in ("num_heads", "key_temperature", "dilation")}
+    try:
+        report = convert_file(
+            args.input,
+            args.output,
+            args.to,
+            num_classes=args.num_classes,
+            coco_classes=args.coco_classes,
+            averaged=args.ema,
+            settings={name: value for name, value in chosen.items() if value is not None},
+            force=args.force,
+        )
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    print(f"{args.output} written, layout {args.to}")
+    return 0

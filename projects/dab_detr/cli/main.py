@@ -1,0 +1,64 @@
+"""``dab-detr COMMAND``: finds the command and runs it."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from dab_detr import __version__
+from dab_detr.errors import NO_DETECTRON2
+
+PROGRAM = "dab-detr"
+# name -> the module here whose main(arguments, program) runs it, and what it does
+COMMANDS = {
+    "train": ("train", "train a model from a config, or go on with --resume"),
+    "eval": ("evaluate", "evaluate a checkpoint"),
+    "convert": ("convert", "convert a checkpoint between layouts"),
+    "analyze": ("analyze", "print parameters and GFLOPs of a model, or the memory to train it"),
+    "visualize data": ("visualize_data", "draw what the data loader feeds the model"),
+    "environment": ("environment", "print what is installed, and which Detectron2"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``dab-detr``; returns the exit code: 2 for wrong usage, else that of the command."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--version"]:
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    for length in (1, 2):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return _run(name, words[length:])
+    close = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1)
+    close = close or [name for name in COMMANDS if name.startswith(words[0])]
+    hint = f"; did you mean {close[0]}?" if close else "."
+    print(f"{PROGRAM}: There is no command {words[0]!r}{hint} --help lists them.", file=sys.stderr)
+    return 2
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    program = f"{PROGRAM} {name}"
+    module = importlib.import_module(f"dab_detr.cli.{COMMANDS[name][0]}")
+    try:
+        return module.main(arguments, program)
+    except ModuleNotFoundError:
+        if importlib.util.find_spec("detectron2") is not None:
+            raise
+        print(f"{program}: {NO_DETECTRON2}", file=sys.stderr)
+        return 1
+
+
+def _help() -> str:
+    lines = "\n".join(f"  {name:16} {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND ...\n\nDAB-DETR for Detectron2. Commands:\n{lines}\n\n"
+        f"{PROGRAM} COMMAND --help says more; {PROGRAM} --version prints the version."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""``dab-detr visualize data``: augmented images with their boxes, as the model is fed them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dab_detr.engine.arguments import data_arguments, parse_arguments
+from dab_detr.errors import InputError
+
+_EPILOG = """\
+Example: %(prog)s --config-file configs/dab_detr_r50_50ep.py \\
+             --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json --output pictures
+Ends with 0, 1 for wrong files, keys or values, 2 for wrong usage.
+"""
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "visualize_data.py") -> int:
+    """Draw; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Draw what the data loader really feeds the model: augmented images with their "
+        "boxes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, help="a LazyConfig file")
+    parser.add_argument("--output", default="./output/samples", help="folder; %(default)s")
+    parser.add_argument("--count", type=int, default=16, help="number of images; %(default)s")
+    data_arguments(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, as key=value")
+    args = parse_arguments(parser, arguments)
+    if args.count < 1:
+        parser.error("--count has to be at least 1.")
+
+    from dab_detr.engine.setup import add_own_data, config_of
+    from dab_detr.visualization.samples import draw_samples
+
+    try:
+        cfg = config_of(args)
+        add_own_data(cfg, args)
+        files = draw_samples(cfg, args.output, count=args.count)
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(files)} pictures are in {args.output}.")
+    return 0
