@@ -231,7 +231,7 @@ def test_options_are_those_of_detectron2s_programs():
         }
 
     own, theirs = map(options, (argument_parser(), default_argument_parser()))
-    assert own.keys() - theirs.keys() == {"train_data", "val_data"}
+    assert own.keys() - theirs.keys() == {"train_data", "val_data", "verbose"}
     assert own.pop("dist_url")[:2] == (["--dist-url"], None)
     assert theirs.pop("dist_url")[0] == ["--dist-url"]
     assert {name: own[name] for name in theirs} == theirs

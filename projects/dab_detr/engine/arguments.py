@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 _EPILOG = """\
-Train:      train_net.py --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
+Train:      %(prog)s --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
 Own data:   the same with --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json;
             without --val-data nothing is evaluated
 Continue:   the same with --resume
@@ -16,12 +16,13 @@ wrong usage, 128 + the signal's number after SIGTERM or Ctrl-C, on which it save
 """
 
 
-def argument_parser() -> argparse.ArgumentParser:
+def argument_parser(program: str = "train_net.py") -> argparse.ArgumentParser:
     """The options of ``train_net.py``: those of Detectron2's programs, and one's own data.
 
     Detectron2's own parser has the same; to ask it would import all of Detectron2 and PyTorch.
     """
     parser = argparse.ArgumentParser(
+        prog=program,
         description="Train or evaluate DAB-DETR from a LazyConfig file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -31,6 +32,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="continue from the last checkpoint in train.output_dir",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="print everything that goes to log.txt"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, and train nothing")
     parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
@@ -84,10 +88,16 @@ def parse_arguments(
         rest = rest[: -len(args.opts)] + args.opts[options[0] :]
 
 
-def checked_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of ``train_net.py``; wrong usage ends the program with 2."""
-    parser = argument_parser()
-    args = parse_arguments(parser, arguments)
+def checked_arguments(
+    arguments: Sequence[str] | None, program: str = "train_net.py"
+) -> argparse.Namespace:
+    """The arguments of ``train_net.py``; wrong usage ends the program with 2.
+
+    Args:
+        program: under which name it runs, which becomes ``program`` of the result.
+    """
+    parser = argument_parser(program)
+    args = parse_arguments(parser, arguments, argparse.Namespace(program=program))
     if not args.config_file:
         parser.error("--config-file is missing.")
     if args.num_gpus < 1 or args.num_machines < 1:

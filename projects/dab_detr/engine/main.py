@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -23,6 +22,7 @@ from dab_detr.data.datasets import class_names
 from dab_detr.data.validation import check_classes, check_test_records
 from dab_detr.engine.arguments import checked_arguments
 from dab_detr.engine.checks import check, device_of
+from dab_detr.engine.launching import logs
 from dab_detr.engine.launching.interruption import Interruption, TrainingStopped
 from dab_detr.engine.launching.output_folder import OutputFolder
 from dab_detr.engine.launching.processes import (
@@ -56,15 +56,19 @@ _CANNOT_WRITE = {
 
 
 def main(
-    arguments: Sequence[str] | None = None, *, exit_now: Callable[[int], None] = os._exit
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str = "train_net.py",
+    exit_now: Callable[[int], None] = os._exit,
 ) -> int:
     """Run the command line; returns the exit code.
 
     Args:
+        program: begins its messages.
         exit_now: ends this process with an exit code if it is one of several that were started from
             outside, another has stopped, and it cannot return as it waits for that one.
     """
-    args = checked_arguments(arguments)
+    args = checked_arguments(arguments, program)
     # a log that cannot be written, on a full disk, is no reason for a traceback a line
     logging.raiseExceptions = False
     try:
@@ -81,9 +85,9 @@ def main(
             with joined_workers(device_of(cfg)):
                 return _run_worker(args, cfg, exit_now)
     except InputError as error:
-        return _fail(error)
+        return _fail(args, error)
     except KeyboardInterrupt:
-        return _stopped(signal.SIGINT)
+        return _stopped(args, signal.SIGINT)
     if device_of(cfg).type == "cpu":
         # launch() takes any GPU that it sees for one to use
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -103,6 +107,7 @@ def main(
             if error.exit_code < 0:
                 # a signal that the worker did not catch
                 return _stopped(
+                    args,
                     -error.exit_code,
                     f" It came to process {error.error_index}, without which the others cannot go "
                     "on. A training goes on from its last checkpoint with --resume.",
@@ -112,14 +117,14 @@ def main(
     return 0
 
 
-def _fail(error: Exception) -> int:
-    print(f"train_net.py: {error}", file=sys.stderr)
+def _fail(args: argparse.Namespace, error: Exception) -> int:
+    print(f"{args.program}: {error}", file=sys.stderr)
     return 1
 
 
-def _stopped(signum: int, how_to_go_on: str = "") -> int:
+def _stopped(args: argparse.Namespace, signum: int, how_to_go_on: str = "") -> int:
     name = signal.Signals(signum).name
-    print(f"train_net.py: Stopped by {name}.{how_to_go_on}", file=sys.stderr)
+    print(f"{args.program}: Stopped by {name}.{how_to_go_on}", file=sys.stderr)
     return 128 + signum
 
 
@@ -133,7 +138,7 @@ def _run_process(args: argparse.Namespace) -> None:
         # PyTorch would end the process as if all were well
         code = 128 + signal.SIGINT
         if comm.is_main_process():
-            _stopped(signal.SIGINT)
+            _stopped(args, signal.SIGINT)
     if code:
         sys.exit(code)
 
@@ -149,6 +154,7 @@ def _run_worker(
             code = interruption.leave(128 + stop.signum)
             if comm.is_main_process():
                 _stopped(
+                    args,
                     code - 128,
                     " The same command evaluates anew."
                     if args.eval_only
@@ -165,12 +171,12 @@ def _run_to_its_end(args: argparse.Namespace, cfg: DictConfig, interruption: Int
         with output.held():
             _run(args, cfg, output, interruption)
     except (InputError, FloatingPointError) as error:
-        return _fail(error)
+        return _fail(args, error)
     except OSError as error:
         # of a file that is appended to, such as metrics.json
         if error.errno not in _CANNOT_WRITE:
             raise
-        return _fail(cannot_be_written(error.filename or cfg.train.output_dir, error))
+        return _fail(args, cannot_be_written(error.filename or cfg.train.output_dir, error))
     return 0
 
 
@@ -178,9 +184,7 @@ def _run(
     args: argparse.Namespace, cfg: DictConfig, output: OutputFolder, interruption: Interruption
 ) -> None:
     device = device_of(cfg)
-    default_setup(cfg, args)
-    # Detectron2 sets up its own loggers and fvcore's only
-    setup_logger(cfg.train.output_dir, comm.get_rank(), name="dab_detr").setLevel(logging.INFO)
+    logs.set_up(cfg, args, verbose=args.verbose)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
     if device.type == "cpu":
         if cfg.train.keep_freed_memory:

@@ -7,10 +7,40 @@ import sys
 from itertools import takewhile
 
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
+
+from dab_detr.console import DETAIL, bar
 
 # how many steps tell how long the next ones will take
 _WINDOW = 20
+
+
+class ProgressBar(HookBase):
+    """On a terminal a line that shows the step, what :class:`ProgressPrinter` says, and the ETA."""
+
+    def __init__(self):
+        self._bar = bar(disable=True)
+
+    def before_train(self) -> None:
+        self._bar = bar(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            bar_format="step {n}/{total} {bar:12} {desc} ETA {remaining}",
+        )
+
+    def after_step(self) -> None:
+        self._bar.update()
+
+    def after_train(self) -> None:
+        self._bar.close()
+
+    @property
+    def is_shown(self) -> bool:
+        return not self._bar.disable
+
+    def show(self, text: str) -> None:
+        self._bar.set_description_str(text)
 
 
 class ProgressPrinter(EventWriter):
@@ -20,11 +50,19 @@ class ProgressPrinter(EventWriter):
 
     Args:
         max_iter: number of steps of the whole training.
-        batch_size: images a step, over all workers.
+        batch_size: images per step, over all workers.
         start_iter: the first iteration that is to come.
+        bar: shows the most important of it; then the line goes to log.txt alone.
     """
 
-    def __init__(self, max_iter: int, batch_size: int, start_iter: int = 0):
+    def __init__(
+        self,
+        max_iter: int,
+        batch_size: int,
+        start_iter: int = 0,
+        bar: ProgressBar | None = None,
+    ):
+        self._bar = bar
         self._logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._batch_size = batch_size
@@ -67,7 +105,12 @@ class ProgressPrinter(EventWriter):
         if times:
             left = storage.histories()["time"].median(_WINDOW) * (self._max_iter - step)
             parts.append(f"ETA {datetime.timedelta(seconds=int(left))}")
-        self._logger.info(" | ".join(parts))
+        is_shown = self._bar is not None and self._bar.is_shown
+        self._logger.info(" | ".join(parts), extra=DETAIL if is_shown else None)
+        if is_shown:
+            words = ("loss", "AP", "images/s")
+            shown = [x.partition(" (")[0] for x in parts if any(word in x for word in words)]
+            self._bar.show(" | ".join(shown))
 
 
 def _most_memory() -> int:

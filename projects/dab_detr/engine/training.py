@@ -36,7 +36,7 @@ from dab_detr.engine.launching.output_folder import METRICS_FILE, OutputFolder
 from dab_detr.engine.launching.processes import require_equal_weights
 from dab_detr.engine.memory import checkpoint_activations
 from dab_detr.engine.nonfinite import NonFiniteSteps
-from dab_detr.engine.progress import ProgressPrinter
+from dab_detr.engine.progress import ProgressBar, ProgressPrinter
 from dab_detr.engine.resuming import find_checkpoints, resume_training
 from dab_detr.engine.trainer import AMP_DTYPES, Trainer
 from dab_detr.engine.unused import freeze_unused
@@ -47,7 +47,7 @@ from dab_detr.engine.writers import (
     configured_writers,
 )
 from dab_detr.errors import InputError
-from dab_detr.evaluation.evaluate import RESULTS_FILE, evaluate
+from dab_detr.evaluation.evaluate import RESULTS_FILE, evaluate, format_results
 from dab_detr.evaluation.test_sets import build_loader, check_evaluation, evaluated_sets, label
 from dab_detr.inference.copy import inference_copy
 from dab_detr.visualization.predictions import predictions
@@ -156,6 +156,8 @@ def train(
         results.clear()
         averaged = average.model if average else None
         results.update(evaluate(cfg, model, step=step, averaged=averaged))
+        if results and step < course.max_iter:
+            logger.info(f"Evaluation after step {step}:\n{format_results(results)}")
         if comm.is_main_process():
             _show_predictions(cfg, model, trainer.storage)
         return results
@@ -197,13 +199,14 @@ def train(
     loader = build_train_loader(cfg, records, seed, course.samples(start_iter))
     trainer.reset_data_loader(lambda: UnreadableImages(loader, cfg.train.max_unreadable_images))
     if comm.is_main_process():
+        progress = ProgressBar()
         writers = [
-            ProgressPrinter(course.max_iter, course.settings.batch_size, start_iter),
+            ProgressPrinter(course.max_iter, course.settings.batch_size, start_iter, progress),
             MetricsWriter(folder / METRICS_FILE),
             TensorBoardWriter(folder),
             *configured_writers(cfg),
         ]
-        trainer.register_hooks([Writers(writers, period=cfg.train.log_period)])
+        trainer.register_hooks([progress, Writers(writers, period=cfg.train.log_period)])
     trainer.register_hooks([stop])
     if start_iter < course.max_iter:
         steps = course.max_iter - start_iter

@@ -1,5 +1,7 @@
 """COCO's evaluation of boxes by faster-coco-eval where it is installed: the same numbers sooner."""
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -16,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
+from dab_detr.console import DETAIL
 from dab_detr.data.catalog import checked_dataset
 from dab_detr.evaluation.ground_truth import GroundTruth
 from dab_detr.files import write_whole
@@ -119,7 +122,7 @@ class BoxEvaluator(DatasetEvaluator):
             return {}
         metrics = self._metrics(truth, results, img_ids)
         headline = {name: metrics[name] for name in _SUMMARY}
-        logger.info(f"Evaluation of boxes:\n{create_small_table(headline)}")
+        logger.info(f"Evaluation of boxes:\n{create_small_table(headline)}", extra=DETAIL)
         return {"bbox": metrics}
 
     def _known(self, results: list[dict]) -> list[dict]:
@@ -143,7 +146,7 @@ class BoxEvaluator(DatasetEvaluator):
         folder = Path(self._output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RESULTS_FILE, lambda file: file.write(content.encode()))
-        logger.info(f"The predictions are in {folder / RESULTS_FILE}.")
+        logger.info(f"The predictions are in {folder / RESULTS_FILE}.", extra=DETAIL)
 
     def _metrics(
         self, truth: GroundTruth, results: list[dict], img_ids: Sequence[int | str] | None
@@ -157,11 +160,13 @@ class BoxEvaluator(DatasetEvaluator):
         evaluation.params.maxDets = [1, 10, self._max_detections]
         if img_ids is not None:
             evaluation.params.imgIds = [truth.image_number(number) for number in img_ids]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        if self._max_detections == _MAX_DETECTIONS:
-            # prints COCO's well-known lines, which are of this limit only
-            evaluation.summarize()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluation.evaluate()
+            evaluation.accumulate()
+            if self._max_detections == _MAX_DETECTIONS:
+                # prints COCO's well-known lines, which are of this limit only
+                evaluation.summarize()
+        logger.info(f"COCO's code says:\n{printed.getvalue()}", extra=DETAIL)
         # thresholds 0.5, 0.55 .., recalls, classes, areas (all, s, m, l), limits of detections
         precision = evaluation.eval["precision"][..., -1]
         metrics = {name: _mean(precision[where]) for name, where in _SUMMARY.items()}

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
+from dab_detr.console import ShownLoader
 from dab_detr.data.images import UnreadableImage
 from dab_detr.errors import InputError
 from dab_detr.evaluation.test_sets import build_evaluators, build_loader, evaluated_sets, label
@@ -104,7 +105,8 @@ def read_results(path: Path, step: int) -> dict[str, Any] | None:
 def _run(model: nn.Module, loader: Any, evaluators: list[DatasetEvaluator]) -> dict[str, Any]:
     combined = _Together(evaluators)
     try:
-        results = inference_on_dataset(inference_copy(model), loader, combined)
+        shown = ShownLoader(loader, "evaluation")
+        results = inference_on_dataset(inference_copy(model), shown, combined)
     except UnreadableImage as error:
         # one that comes from a data worker holds its traceback, and ends in what was said
         *_, reason = str(error).splitlines()

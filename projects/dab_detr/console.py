@@ -1,0 +1,74 @@
+"""What a person sees while a program runs. Everything else is in ``log.txt``."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sized
+from typing import Any
+
+from detectron2.utils import comm
+from tqdm import tqdm
+
+# the ``extra`` of a log call whose message is for log.txt alone
+DETAIL = {"detail": True}
+
+
+def is_live() -> bool:
+    """Whether this process writes to a terminal, where a line can be written over."""
+    return comm.is_main_process() and sys.stdout.isatty()
+
+
+def bar(*, disable: bool = False, **arguments: Any) -> tqdm:
+    """A progress bar on standard output, which is hidden where that is no terminal."""
+    return tqdm(file=sys.stdout, disable=disable or not is_live(), dynamic_ncols=True, **arguments)
+
+
+class ShownLoader:
+    """A data loader whose batches are counted on a terminal.
+
+    Args:
+        loader: of a known length. what: is being done.
+    """
+
+    def __init__(self, loader: Any, what: str):
+        self._loader = loader
+        self._what = what
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator:
+        length = len(self._loader) if isinstance(self._loader, Sized) else None
+        with bar(desc=self._what, total=length, unit="batch", leave=False) as shown:
+            for batch in self._loader:
+                yield batch
+                shown.update()
+
+
+class Console:
+    """A stream for log handlers: standard output as it is now, above any progress bar."""
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, file=sys.stdout, end="")
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+class ConsoleFormatter(logging.Formatter):
+    """The time and the message; of a warning that it is one."""
+
+    def __init__(self):
+        super().__init__("[%(asctime)s] %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return text
+        time, _, rest = text.partition("] ")
+        return f"{time}] {record.levelname}: {rest}"
+
+
+def is_for_people(record: logging.LogRecord) -> bool:
+    """Warnings of everybody, and what this project says, less its details."""
+    own = record.name.partition(".")[0] == "dab_detr" and not getattr(record, "detail", False)
+    return own or record.levelno >= logging.WARNING

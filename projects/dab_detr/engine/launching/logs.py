@@ -1,0 +1,51 @@
+"""Detectron2's loggers, with everything in ``log.txt`` and what a person reads on the console."""
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from dab_detr.console import Console, ConsoleFormatter, is_for_people
+
+_LOGGERS = ("detectron2", "fvcore", "dab_detr")
+
+
+def set_up(cfg: DictConfig, args: argparse.Namespace, *, verbose: bool = False) -> None:
+    """Detectron2's ``default_setup``: logs, seeds, and the config in ``train.output_dir``.
+
+    What a former run in this process has set up is replaced.
+
+    Args:
+        cfg, args: as for ``default_setup``.
+        verbose: all that is logged goes to the console, too.
+    """
+    _forget()
+    start = io.StringIO()
+    with contextlib.redirect_stdout(start):
+        default_setup(cfg, args)
+        # Detectron2 sets up its own loggers and fvcore's only
+        setup_logger(cfg.train.output_dir, comm.get_rank(), name="dab_detr").setLevel(logging.INFO)
+    if verbose:
+        sys.stdout.write(start.getvalue())
+    for name in _LOGGERS:
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) is start:
+                handler.setStream(Console())
+                if not verbose:
+                    handler.addFilter(is_for_people)
+                    handler.setFormatter(ConsoleFormatter())
+
+
+def _forget() -> None:
+    setup_logger.cache_clear()
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
