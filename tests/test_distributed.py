@@ -24,7 +24,7 @@ from dab_detr.engine.training import train
 from dab_detr.engine.unused import freeze_unused
 from dab_detr.errors import InputError
 from dab_detr.files import write_whole
-from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets
+from dab_detr.modeling import HungarianMatcher, Outputs, SetCriterion, Targets
 
 CONFIG = Path(__file__).parent / "assets" / "tiny_config.py"
 
@@ -83,7 +83,7 @@ def losses_of(rank, scale):
         boxes_cxcywh=torch.rand(count, 4, generator=generator) * 0.4 + 0.2,
         counts=[count],
     )
-    losses = SetCriterion(HungarianMatcher())(class_logits, box_logits, targets)
+    losses = SetCriterion(HungarianMatcher())(Outputs(class_logits, box_logits), targets)
     return {name: loss.item() * scale for name, loss in losses.items()}
 
 

@@ -82,8 +82,9 @@ def test_a_divided_batch_moves_the_weights_as_the_whole_one(weights, whole_batch
     divided = weights(*arguments, program=program)
     moved = 0
     for name, start in before.items():
-        expected = whole[name] - start
-        scale = expected.norm()
+        # a softmax does not see its keys' bias, whose gradient is rounding alone
+        other = name.replace("self_attention.key_proj.bias", "self_attention.query_proj.bias")
+        scale = (whole[other] - before[other]).norm()
         # the last bits of the weights themselves
         rounding = 1e-6 * start.norm()
         assert (divided[name] - whole[name]).norm() <= 1e-5 * scale + rounding, name

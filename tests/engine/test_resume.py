@@ -96,6 +96,10 @@ def table(folder):
 
 
 def curves(folder):
+    # of one second and process, files are told apart by a number; they are read by their names
+    for file in folder.glob("events.out.tfevents.*"):
+        start, _, number = file.name.rpartition(".")
+        file.rename(folder / f"{start}.{int(number):06d}")
     events = EventAccumulator(str(folder))
     events.Reload()
     return {

@@ -77,8 +77,9 @@ def test_compiled_it_detects_the_same_in_all_sizes(model, batch):
         for sizes in alike:
             assert_same_detections(fast, model, batch(sizes))
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    # a backbone and a transformer for single images, both for several, a transformer for padding
-    assert graphs == [2] * 4 + [4] * 3 + [5] * 3
+    # backbone, projection and transformer for single images, all for several, a transformer for
+    # padding
+    assert graphs == [3] * 4 + [6] * 3 + [7] * 3
 
 
 def test_compiled_it_is_called_without_gradients(model, batch):
