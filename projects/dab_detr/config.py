@@ -1,5 +1,6 @@
 """Configs: LazyConfig files by name or path, and the keys of the YAML flavour."""
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dab_detr.errors import InputError
@@ -84,6 +85,22 @@ def _refuse_moved_keys(cfg: DictConfig, where: str) -> None:
     model = cfg.get("model")
     if isinstance(model, DictConfig):
         refuse_moved_keys((f"model.{key}" for key in model), where)
+
+
+def copy_config(cfg: DictConfig) -> DictConfig:
+    """A config of its own, to be changed; objects in it, such as a model, are the same ones."""
+    memo: dict[int, Any] = {}
+
+    def share(node: Any) -> None:
+        if isinstance(node, dict | list):
+            for value in node.values() if isinstance(node, dict) else node:
+                share(value)
+        else:
+            # what deepcopy() takes for copied already
+            memo[id(node)] = node
+
+    share(OmegaConf.to_container(cfg, resolve=False))
+    return copy.deepcopy(cfg, memo)
 
 
 def build(cfg: DictConfig, section: str) -> Any:

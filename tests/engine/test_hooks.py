@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from dab_detr.config import get_config
-from dab_detr.engine import training
+from dab_detr.engine import evaluation
 from dab_detr.engine.hooks import MovingAverage
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
@@ -138,7 +138,7 @@ def test_the_best_weights_are_kept(config, tmp_path, monkeypatch):
         raw, mean = next(points)
         return {"bbox": {"AP": raw}, "bbox_ema": {"AP": mean}}
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     overrides = ["train.max_iter=4", "train.eval_period=1", "train.ema.enabled=True"]
     run(config(*overrides, "train.checkpointer.period=3"))
     assert sorted(kept) == [1, 2, 3, 4]
@@ -150,7 +150,7 @@ def test_the_best_weights_are_kept(config, tmp_path, monkeypatch):
     before = (tmp_path / "model_best.pth").read_bytes()
     (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
     points = iter([(20.9, 20.8), (20.7, 1.0)])
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     (tmp_path / "evaluation.json").write_text(
         json.dumps({"step": 3, "results": {"bbox": {"AP": 20.0}, "bbox_ema": {"AP": 21.0}}})
     )
@@ -193,9 +193,10 @@ def test_further_writers_are_those_of_detectron2(config, tmp_path):
 
 def test_the_learning_rate_follows_the_batch_only_when_asked(config, tmp_path, caplog):
     def rate(*overrides):
-        cfg = config("train.max_iter=1", "optimizer.lr=0.001", *overrides)
-        run(cfg)
-        return cfg.optimizer.lr
+        run(config("train.max_iter=1", "optimizer.lr=0.001", *overrides))
+        checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
+        groups = checkpoint["trainer"]["optimizer"]["param_groups"]
+        return max(group["initial_lr"] for group in groups)
 
     caplog.set_level("INFO")
     assert rate() == 0.001
@@ -241,7 +242,7 @@ def test_a_failed_last_step_ends_with_its_own_error(config, monkeypatch, steps):
         raise RuntimeError("the evaluation of broken weights fails too")
 
     monkeypatch.setattr(Trainer, "run_step", fail_at_the_end)
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     with pytest.raises(FloatingPointError, match="the loss is not finite"):
         run(config(f"train.max_iter={steps}"))
 
@@ -250,18 +251,18 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(config, tmp_path, mo
     class Killed(Exception):
         pass
 
-    real = training.evaluate
+    real = evaluation.evaluate
 
     def die(*_, **__):
         raise Killed
 
     overrides = ["train.max_iter=4", "train.eval_period=2", "train.checkpointer.period=2"]
-    monkeypatch.setattr(training, "evaluate", die)
+    monkeypatch.setattr(evaluation, "evaluate", die)
     with pytest.raises(Killed):
         run(config(*overrides))
     steps = []
     monkeypatch.setattr(
-        training, "evaluate", lambda *a, step, **k: steps.append(step) or real(*a, step=step, **k)
+        evaluation, "evaluate", lambda *a, step, **k: steps.append(step) or real(*a, step=step, **k)
     )
     run(config(*overrides), resume=True)
     assert steps == [2, 4]

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dab_detr.config import get_config
 from dab_detr.data.loader import build_train_loader
-from dab_detr.engine import training
+from dab_detr.engine import evaluation
 from dab_detr.engine.progress import ProgressPrinter
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
@@ -48,7 +48,7 @@ def run(datasets_root, monkeypatch, forget_tiny):
             return {"bbox": {"AP": 10.0 + step}}
 
         with monkeypatch.context() as patch:
-            patch.setattr(training, "evaluate", evaluate)
+            patch.setattr(evaluation, "evaluate", evaluate)
             if die is not None:
                 # a killed process cleans nothing up
                 if die[0] != "failure" and die != ("evaluation", cfg.train.max_iter):

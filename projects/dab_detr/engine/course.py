@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fvcore.common.param_scheduler import ParamScheduler
+from omegaconf import DictConfig
 
+from dab_detr.config import build
 from dab_detr.errors import InputError
 
 
@@ -191,3 +193,28 @@ class Course(ParamScheduler):
             f"images, but {step} steps with {done} images are done already: raise {key} to go on, "
             "or evaluate what there is with --eval-only train.init_checkpoint=FILE."
         )
+
+
+def build_course(cfg: DictConfig, records: Sequence[dict]) -> Course:
+    """The course of a training from its beginning.
+
+    Args:
+        cfg: a whole config. records: to train on.
+
+    Raises:
+        InputError: if ``lr_multiplier`` gives no schedule.
+    """
+    schedule = build(cfg, "lr_multiplier")
+    if not isinstance(schedule, ParamScheduler):
+        raise InputError(
+            f"The config's lr_multiplier is a {type(schedule).__name__}; a ParamScheduler of "
+            "fvcore is needed, such as MultiStepParamScheduler."
+        )
+    settings = Settings.of(
+        records,
+        schedule,
+        batch_size=cfg.dataloader.train.total_batch_size,
+        max_iter=cfg.train.max_iter,
+        epochs=cfg.train.epochs,
+    )
+    return Course(settings, schedule)

@@ -1,20 +1,13 @@
-"""What happens around the steps of a training: averages, evaluations, the best weights, the end."""
-
-import math
-from collections.abc import Callable
-from pathlib import Path
+"""What happens around the steps of a training: recent metrics, averages, the end."""
 
 import torch
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dab_detr.checkpoint import Checkpointer
-from dab_detr.engine.launching.interruption import Interruption, TrainingStopped
-from dab_detr.evaluation.evaluate import mean_precision, read_results
+from dab_detr.engine.launching.interruption import TrainingStopped
 
 
 class History(HookBase):
@@ -119,98 +112,6 @@ class MovingAverage(HookBase):
         self._average.load_state_dict(state)
 
 
-class Evaluation(EvalHook):
-    """Detectron2's hook, which also keeps the best weights and makes up for what a stop prevented.
-
-    Args:
-        period: in steps.
-        evaluate: is given the number of steps that were taken; returns results by task.
-        is_due: whether the steps that a resumed training has are a moment for an evaluation,
-            although no multiple of the period.
-        results_file: where ``evaluate`` leaves its results and their step.
-        interruption: a signal ends an evaluation at once, on the main worker.
-        keep_best: is called on the main worker with the name of the task, e.g. "bbox", whose AP,
-            the mean of all data sets, is higher than ever.
-        save: writes a checkpoint; is called when an evaluation after a step is ended.
-    """
-
-    def __init__(
-        self,
-        period: int,
-        evaluate: Callable[[int], dict],
-        *,
-        is_due: Callable[[int], bool],
-        results_file: Path,
-        interruption: Interruption,
-        keep_best: Callable[[str], None],
-        save: Callable[[], None],
-    ):
-        super().__init__(period, self._evaluate)
-        self._run = evaluate
-        self._is_due = is_due
-        self._results_file = results_file
-        self._interruption = interruption
-        self._keep_best = keep_best
-        self._save = save
-        self._best = -math.inf
-
-    def before_train(self) -> None:
-        """A checkpoint is written before the evaluation of its step; that may be still to do."""
-        step = self.trainer.start_iter
-        if step == 0 or step >= self.trainer.max_iter:
-            return
-        results = comm.all_gather(read_results(self._results_file, step))[0]
-        if results is None:
-            if step % self._period and not self._is_due(step):
-                return
-            results = self._evaluate_at(step)
-        else:
-            self._compare(results)
-        self.trainer.storage.put_scalars(
-            **flatten_results_dict(results), smoothing_hint=False, cur_iter=step - 1
-        )
-        comm.synchronize()
-
-    def after_step(self) -> None:
-        try:
-            super().after_step()
-        except TrainingStopped:
-            self._save()
-            raise
-
-    def after_train(self) -> None:
-        """Evaluate what has been trained to its end.
-
-        ``EvalHook`` would also do so when the last step has failed, and an error of that
-        evaluation would take the place of the reason.
-        """
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
-
-    def _evaluate(self) -> dict:
-        return self._evaluate_at(min(self.trainer.iter + 1, self.trainer.max_iter))
-
-    def _evaluate_at(self, step: int) -> dict:
-        with self._interruption.at_once():
-            results = self._run(step)
-        self._compare(results)
-        return results
-
-    def _compare(self, results: dict) -> None:
-        for task, precision in mean_precision(results).items():
-            # comparisons with NaN are false
-            if precision > self._best:
-                self._best = precision
-                if comm.is_main_process():
-                    self._keep_best(task)
-
-    def state_dict(self) -> dict:
-        return {"best": self._best}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._best = state["best"]
-
-
 class StopOnSignal(HookBase):
     """Saves and ends the training after the step during which a signal came. The last hook.
 
@@ -225,11 +126,11 @@ class StopOnSignal(HookBase):
         signum = self.trainer.stop_signal
         if signum is None:
             return
-        self.save()
+        save_step(self._checkpointer, self.trainer.iter)
         raise TrainingStopped(signum)
 
-    def save(self) -> None:
-        """Write a checkpoint of the step that has just been taken."""
-        if comm.is_main_process():
-            iteration = self.trainer.iter
-            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+def save_step(checkpointer: Checkpointer, iteration: int) -> None:
+    """Write a checkpoint of the step that has just been taken, on the main worker."""
+    if comm.is_main_process():
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)

@@ -1,4 +1,7 @@
-"""Learning rates by parameter, for Detectron2's ``get_default_optimizer_params``."""
+"""Learning rates by parameter, for Detectron2's ``get_default_optimizer_params``.
+
+YAML configs may call whatever is defined here, see :mod:`dab_detr.yaml_config`.
+"""
 
 from collections.abc import Callable
 

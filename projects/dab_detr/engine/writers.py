@@ -13,10 +13,7 @@ from detectron2.utils.events import (
     TensorboardXWriter,
     get_event_storage,
 )
-from omegaconf import DictConfig
 
-from dab_detr.config import build
-from dab_detr.errors import InputError
 from dab_detr.files import read_json_lines, write_whole
 
 _COLUMNS = ("iteration", "name", "value")
@@ -51,22 +48,6 @@ class Writers(PeriodicWriter):
                 writer.resume(start - 2 if was_due else self.trainer.logged)
                 if was_due:
                     writer.write()
-
-
-def configured_writers(cfg: DictConfig) -> list[EventWriter]:
-    """Those of ``train.writers``.
-
-    Raises:
-        InputError: if one cannot be built, or is none.
-    """
-    built = [build(cfg, f"train.writers.{index}") for index in range(len(cfg.train.writers))]
-    for index, writer in enumerate(built):
-        if not isinstance(writer, EventWriter):
-            raise InputError(
-                f"train.writers.{index} gives {type(writer).__name__}; an EventWriter of "
-                "Detectron2 is needed, as a LazyCall."
-            )
-    return built
 
 
 class MetricsWriter(ResumableWriter):
