@@ -9,7 +9,13 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 import dab_detr
-from dab_detr.config import config_directory, config_file, get_config, list_configs
+from dab_detr.config import (
+    config_directory,
+    config_file,
+    copy_config,
+    get_config,
+    list_configs,
+)
 from dab_detr.errors import InputError
 
 
@@ -43,6 +49,24 @@ def test_every_config_loads_and_instantiates(name):
     # all references to other keys resolve
     OmegaConf.to_container(cfg.train, resolve=True)
     assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
+
+
+def test_a_copy_of_a_config_shares_nothing_but_its_objects():
+    cfg = get_config("dab_detr_r50_50ep.py")
+    before = OmegaConf.to_container(cfg, resolve=False)
+    model = torch.nn.Linear(2, 2)
+    cfg.optimizer.params.model = model
+    copied = copy_config(cfg)
+    assert copied.optimizer.params.model is model and copied == cfg
+    copied.optimizer.lr = 5.0
+    copied.train.output_dir = "elsewhere"
+    copied.dataloader.train.mapper.augmentations.pop()
+    del copied.optimizer.params.model
+    del cfg.optimizer.params.model
+    assert OmegaConf.to_container(cfg, resolve=False) == before
+    # what refers to another key means that of its own config
+    assert copied.optimizer.params.base_lr == 5.0
+    assert copied.dataloader.evaluator.output_dir == "elsewhere/inference"
 
 
 def test_lazy_config_and_yaml_build_the_same_model():

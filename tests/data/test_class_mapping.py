@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
 from torch import nn
 
 from dab_detr.config import get_config
@@ -105,7 +106,10 @@ def test_a_class_is_evaluated_as_what_the_file_calls_it(data, tmp_path, monkeypa
     cfg = get_config(CONFIG)
     cfg.train.output_dir = str(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    use_own_data(cfg, *data, set_classes=True)
+    before = OmegaConf.to_container(cfg, resolve=False)
+    own = use_own_data(cfg, *data, set_classes=True)
+    assert OmegaConf.to_container(cfg, resolve=False) == before
+    cfg = own
     check_datasets(cfg, ("train", "test"))
     objects = [(image, exchanged.get(NAMES[k], NAMES[k]), box) for image, k, box in OBJECTS]
     # what stands for a model has nothing that could be made faster

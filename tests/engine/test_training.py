@@ -5,17 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_setup
+from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 
 from dab_detr.config import get_config
 from dab_detr.engine.optimizer import backbone_lr_factor
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
+from dab_detr.evaluation.coco_evaluator import BoxEvaluator
+from dab_detr.evaluation.evaluate import evaluate
+from dab_detr.visualization.samples import draw_samples
 
 CONFIG = Path(__file__).parents[1] / "assets" / "tiny_config.py"
 
@@ -66,6 +71,28 @@ def test_thirty_steps_lower_the_loss_and_resume_goes_on(config, tmp_path):
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 32
     assert {int(s["step"]) for s in checkpoint["trainer"]["optimizer"]["state"].values()} == {33}
+
+
+def test_a_config_stays_as_it_is(config, tmp_path):
+    """Through a training, an evaluation and the drawing of samples, with all that they fill in."""
+    cfg = config(
+        "train.max_iter=1", "train.accumulate=2", "train.auto_scale_lr.enabled=True",
+        "train.ema.enabled=True", "dataloader.test.dataset.names=[tiny_val,tiny_train]",
+    )  # fmt: skip
+    cfg.dataloader.evaluator = [
+        # the second has a cache, which is switched off
+        LazyCall(evaluator)(dataset_name="tiny_val", output_dir="${train.output_dir}/boxes")
+        for evaluator in (BoxEvaluator, COCOEvaluator)
+    ]
+    before = OmegaConf.to_container(cfg, resolve=False)
+    default_setup(cfg, None)
+    model = instantiate(cfg.model)
+    assert "bbox_2/tiny_train" in train(cfg, model, torch.device("cpu"), resume=False)
+    assert OmegaConf.to_container(cfg, resolve=False) == before
+    assert "bbox_2/tiny_train" in evaluate(cfg, model)
+    assert OmegaConf.to_container(cfg, resolve=False) == before
+    draw_samples(cfg, tmp_path / "samples", count=1)
+    assert OmegaConf.to_container(cfg, resolve=False) == before
 
 
 @pytest.mark.parametrize(

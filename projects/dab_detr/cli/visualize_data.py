@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "visualize_data.
 
     try:
         cfg = config_of(args)
-        add_own_data(cfg, args)
+        cfg = add_own_data(cfg, args)
         files = draw_samples(cfg, args.output, count=args.count)
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from dab_detr.config import copy_config
 from dab_detr.data.catalog import CheckedDataset, checked_dataset, use_checked_records
 from dab_detr.errors import InputError
 
@@ -20,20 +21,23 @@ def use_own_data(
     val: tuple[str, str] | None,
     *,
     set_classes: bool,
-) -> None:
-    """Make a config train and evaluate on files in COCO's format.
-
-    Registers them with Detectron2 as "own_train" and "own_val".
+) -> DictConfig:
+    """Register files in COCO's format with Detectron2, as "own_train" and "own_val".
 
     Args:
-        cfg: is changed: data sets and, if ``set_classes``, ``model.num_classes``.
+        cfg: stays as it is.
         train, val: a folder of images and an annotation file each; None leaves the config's.
+        set_classes: the model gets as many classes as the files have.
+
+    Returns:
+        A copy of the config that trains and evaluates on them.
 
     Raises:
         InputError: if a folder or file is missing or wrong.
     """
     if val is not None and cfg.dataloader.get("test") is None:
         raise InputError("--val-data needs a dataloader.test in the config, which has none.")
+    cfg = copy_config(cfg)
     for name, given in ((OWN_TRAIN, train), (OWN_VAL, val)):
         if given is None:
             continue
@@ -52,6 +56,7 @@ def use_own_data(
         cfg.dataloader.train.dataset.names = OWN_TRAIN
     if val is not None:
         cfg.dataloader.test.dataset.names = OWN_VAL
+    return cfg
 
 
 def dataset_names(cfg: DictConfig, part: str) -> list[str]:

@@ -8,7 +8,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
-from dab_detr.config import build
+from dab_detr.config import build, copy_config
 from dab_detr.data.stream import PositionSampler, SampleStream, seeded
 from dab_detr.errors import InputError
 
@@ -23,6 +23,7 @@ def build_train_loader(
     The config's dataset, mapper and sampler are put into a :class:`SampleStream`; the rest of
     ``dataloader.train`` is built as it stands.
     """
+    cfg = copy_config(cfg)
     node = cfg.dataloader.train
     if "mapper" not in node:
         raise InputError("The config's dataloader.train has no mapper.")

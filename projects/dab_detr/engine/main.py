@@ -79,7 +79,7 @@ def main(
         folder = OmegaConf.select(cfg, "train.output_dir")
         if is_first_process(args) and isinstance(folder, str):
             OutputFolder(folder).require_free()
-        add_own_data(cfg, args)
+        cfg = add_own_data(cfg, args)
         check(cfg, args)
         if launched > 1 or args.num_gpus * args.num_machines == 1:
             with joined_workers(device_of(cfg)):
@@ -132,7 +132,7 @@ def _run_process(args: argparse.Namespace) -> None:
     """One of several processes: it loads the config itself, with the data sets it registers."""
     try:
         cfg = config_of(args)
-        add_own_data(cfg, args)
+        cfg = add_own_data(cfg, args)
         code = _run_worker(args, cfg)
     except KeyboardInterrupt:
         # PyTorch would end the process as if all were well

@@ -5,7 +5,7 @@ import os
 
 from omegaconf import DictConfig, OmegaConf
 
-from dab_detr.config import get_config
+from dab_detr.config import copy_config, get_config
 from dab_detr.data.datasets import use_checked_data, use_own_data
 from dab_detr.engine.checks import check_sections
 
@@ -24,15 +24,19 @@ def config_of(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def add_own_data(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Register the data of the command line, and make the config train and evaluate on them.
+def add_own_data(cfg: DictConfig, args: argparse.Namespace) -> DictConfig:
+    """Register the data of the command line; returns a config that trains and evaluates on them.
 
-    The data sets that the config names will be read by this project's code. Without data to
-    evaluate on there is no evaluator either.
+    The data sets that it names will be read by this project's code. Without data to evaluate on
+    there is no evaluator either.
+
+    Args:
+        cfg: stays as it is.
     """
+    cfg = copy_config(cfg)
     if args.train_data or args.val_data:
         chosen = any(option.startswith("model.num_classes=") for option in args.opts)
-        use_own_data(cfg, args.train_data, args.val_data, set_classes=not chosen)
+        cfg = use_own_data(cfg, args.train_data, args.val_data, set_classes=not chosen)
         named = any(option.startswith("dataloader.test.dataset.names=") for option in args.opts)
         if args.train_data and not (args.val_data or named):
             # the config's own are of other classes
@@ -41,3 +45,4 @@ def add_own_data(cfg: DictConfig, args: argparse.Namespace) -> None:
         # it refers to the test data
         cfg.dataloader.evaluator = None
     use_checked_data(cfg)
+    return cfg

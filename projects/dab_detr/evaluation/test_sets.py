@@ -6,14 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch.utils.data import DataLoader
 
-from dab_detr.config import build, target_of
+from dab_detr.config import build, copy_config, target_of
 from dab_detr.data.datasets import dataset_names
 from dab_detr.errors import InputError
 from dab_detr.evaluation.voc_evaluator import check_voc_evaluator
@@ -46,8 +45,7 @@ def build_loader(cfg: DictConfig, name: str) -> DataLoader:
     Raises:
         InputError: if the section does not work.
     """
-    with _only(cfg, name):
-        return build(cfg, "dataloader.test")
+    return build(_only(cfg, name), "dataloader.test")
 
 
 def build_evaluators(
@@ -66,14 +64,14 @@ def build_evaluators(
         InputError: if the section does not work.
     """
     folder = label(cfg, name)
-    with _only(cfg, name), contextlib.ExitStack() as stack:
-        for node in _evaluator_nodes(cfg):
-            values = {"dataset_name": name} if "dataset_name" in node.keys() else {}
-            if node.get("output_dir"):
-                values["output_dir"] = f"{root or node.output_dir}{suffix}{folder}"
-            stack.enter_context(_replaced(node, values))
-            stack.enter_context(_without_cached_truth(node))
-        stack.enter_context(_metadata_without_cache(name))
+    cfg = _only(cfg, name)
+    for node in _evaluator_nodes(cfg):
+        if "dataset_name" in node.keys():
+            node.dataset_name = name
+        if node.get("output_dir"):
+            node.output_dir = f"{root or node.output_dir}{suffix}{folder}"
+        _use_no_cached_truth(node)
+    with _metadata_without_cache(name):
         built = build(cfg, "dataloader.evaluator")
     evaluators = list(built) if isinstance(built, ListConfig) else [built]
     for evaluator in evaluators:
@@ -114,21 +112,14 @@ def _require_folder(path: str | None) -> None:
         )
 
 
-@contextlib.contextmanager
-def _without_cached_truth(node: DictConfig) -> Iterator[None]:
-    """Inside, an evaluator of Detectron2's kind converts a data set that has no JSON file anew.
+def _use_no_cached_truth(node: DictConfig) -> None:
+    """Let an evaluator of Detectron2's kind convert a data set that has no JSON file anew.
 
     By default it takes the file that an earlier run has left, whatever the data set was then.
     """
     key, target = "allow_cached_coco", target_of(node)
-    if key in node or target is None or key not in inspect.signature(target).parameters:
-        yield
-        return
-    node[key] = False
-    try:
-        yield
-    finally:
-        del node[key]
+    if key not in node and target is not None and key in inspect.signature(target).parameters:
+        node[key] = False
 
 
 @contextlib.contextmanager
@@ -146,19 +137,8 @@ def _metadata_without_cache(name: str) -> Iterator[None]:
             del metadata.json_file
 
 
-@contextlib.contextmanager
-def _only(cfg: DictConfig, name: str) -> Iterator[None]:
-    """Inside, the config has one test data set. What refers to its name gets that one."""
-    with _replaced(cfg.dataloader.test.dataset, {"names": name}):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(node: DictConfig, values: dict[str, Any]) -> Iterator[None]:
-    # unresolved: references to other keys stay such
-    before = OmegaConf.to_container(node, resolve=False)
-    node.update(values)
-    try:
-        yield
-    finally:
-        node.update({key: before[key] for key in values})
+def _only(cfg: DictConfig, name: str) -> DictConfig:
+    """A copy with one test data set. What refers to its name gets that one."""
+    one = copy_config(cfg)
+    one.dataloader.test.dataset.names = name
+    return one

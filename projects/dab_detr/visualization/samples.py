@@ -10,7 +10,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from omegaconf import DictConfig
 from PIL import Image
 
-from dab_detr.config import build
+from dab_detr.config import build, copy_config
 from dab_detr.data.datasets import dataset_names
 from dab_detr.data.loader import build_train_loader
 from dab_detr.data.stream import UnreadableImages
@@ -39,6 +39,7 @@ def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> l
     records = build(cfg, "dataloader.train.dataset")
     records = prepare_training_records(cfg, records)
     image_format = cfg.dataloader.train.mapper.image_format
+    cfg = copy_config(cfg)
     cfg.dataloader.train.num_workers = 0
     loader = build_train_loader(cfg, records, max(cfg.train.seed, 0), 0)
     metadata = MetadataCatalog.get(name)
