@@ -165,6 +165,19 @@ def test_several_evaluators_of_any_kind_work_together(config, tmp_path):
     assert "| bbox_2/rest " in table and "0.50" in table
 
 
+def test_the_table_takes_numbers_by_their_names():
+    coco = {"APl": 6.0, "AP-AP": 99.0, "AP50": 2.0, "AP90": 7.0, "AP": 1.0, "AP-cat": math.nan}
+    others = {f"score-{i}": float(i) for i in range(20)}
+    box, other, single = format_results({"bbox": coco, "tails": others, "one": 0.5}).split("\n\n")
+    assert [x.split() for x in box.replace("|", " ").splitlines()[::2]] == [
+        ["AP", "AP50", "APl", "AP90"],
+        ["bbox", "1.00", "2.00", "6.00", "7.00"],
+    ]
+    # as many as a line has room for
+    assert other.splitlines()[0].replace("|", " ").split() == [f"score-{i}" for i in range(12)]
+    assert single.splitlines()[2].replace("|", " ").split() == ["one", "0.50"]
+
+
 def test_an_evaluation_without_precision_keeps_no_best_weights(config, tmp_path):
     cfg = config()
     cfg.dataloader.evaluator = L(MeanScore)(required=1)

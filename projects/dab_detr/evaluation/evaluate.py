@@ -32,6 +32,8 @@ from dab_detr.inference.copy import inference_copy
 
 RESULTS_FILE = "evaluation.json"
 _AVERAGED = "_ema"
+_COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_MOST_COLUMNS = 12
 
 logger = logging.getLogger(__name__)
 
@@ -163,20 +165,27 @@ def _numbers(name: str, metrics: Any) -> Any:
 
 
 def format_results(results: dict[str, Any]) -> str:
-    """The first six numbers of every task (for boxes AP .. APl) as a table."""
+    """A table of every task, without the numbers of single classes: boxes have AP .. APl."""
     tables = []
     for task, metrics in results.items():
         # an evaluator may give a single number
-        head = list(metrics.items())[:6] if isinstance(metrics, Mapping) else [("", metrics)]
+        shown = _overall(metrics) if isinstance(metrics, Mapping) else {"": metrics}
         tables.append(
             tabulate(
-                [[task, *(f"{value:.2f}" for _, value in head)]],
-                headers=["", *(name for name, _ in head)],
+                [[task, *(f"{value:.2f}" for value in shown.values())]],
+                headers=["", *shown],
                 tablefmt="github",
                 disable_numparse=True,
             )
         )
     return "\n\n".join(tables)
+
+
+def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
+    """COCO's numbers, then others, as many as fit; but not those of classes, named AP-CLASS."""
+    names = [name for name in _COCO_NAMES if name in metrics]
+    names += [name for name in metrics if name not in names and not name.startswith("AP-")]
+    return {name: metrics[name] for name in names[:_MOST_COLUMNS]}
 
 
 def _without_nan(value: Any) -> Any:
