@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
-from fvcore.nn import FlopCountAnalysis
-from torch import Tensor
+from fvcore.nn import FlopCountAnalysis, parameter_count
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -56,13 +56,16 @@ def count_flops(model: DABDETR, height: int = 800, width: int = 1280) -> dict[st
 
 def count_parameters(model: DABDETR) -> dict[str, dict[str, int]]:
     """Number of all and of frozen parameters, by part and in total."""
-    counts = {part: {"parameters": 0, "frozen": 0} for part in (*PARTS, "total")}
-    for name, parameter in model.named_parameters():
-        part = next(part for part in PARTS if name.startswith(f"{_module_name(part)}."))
-        for row in (counts[part], counts["total"]):
-            row["parameters"] += parameter.numel()
-            row["frozen"] += 0 if parameter.requires_grad else parameter.numel()
-    return counts
+    counts = parameter_count(model)
+    modules = {**{part: _module_name(part) for part in PARTS}, "total": ""}
+    return {
+        part: {"parameters": counts[name], "frozen": _frozen(model.get_submodule(name))}
+        for part, name in modules.items()
+    }
+
+
+def _frozen(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if not p.requires_grad)
 
 
 def analyze(model: DABDETR, height: int = 800, width: int = 1280) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Images of all kinds come out upright, as 8-bit RGB, whichever Detectron2 is installed."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,15 @@ def broken_exif(path):
 
 def test_a_damaged_exif_block_does_not_matter(tmp_path):
     assert read_image(broken_exif(tmp_path)).shape == (4, 6, 3)
+
+
+def test_a_wrong_value_beside_the_exif_orientation_does_not_matter(tmp_path):
+    orientation = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0)
+    # a resolution unit below 0
+    wrong = struct.pack("<HHLl", 0x0128, 9, 1, -5)
+    block = struct.pack("<2sHLH", b"II", 42, 8, 2) + orientation + wrong + bytes(4)
+    file = save(tmp_path / "6.png", Image.fromarray(RGB), exif=b"Exif\0\0" + block)
+    np.testing.assert_array_equal(read_image(file), TURNS[6](RGB))
 
 
 def truncated(path):

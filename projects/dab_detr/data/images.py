@@ -10,6 +10,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
+# PIL.ImageOps.exif_transpose() has the same table. It also writes the whole EXIF block again and
+# fails on values that cameras and programs got wrong, and has to have the pixels to know the size.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
