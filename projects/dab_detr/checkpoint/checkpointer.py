@@ -217,14 +217,10 @@ class Checkpointer(DetectionCheckpointer):
         description = description_of(checkpoint, filename)
         self._compare_settings(settings_of_file(checkpoint, description))
         layout = detect_layout(state, description)
+        if self._is_resuming:
+            self._require_own_training(checkpoint, is_old=layout is not None and layout.is_own)
         if layout is DAB_DETR:
             return {**checkpoint, "class_names": (description or {}).get("class_names")}
-        if layout is not None and layout.is_own and self._is_resuming:
-            raise InputError(
-                f"The training of {filename} was begun with dab_detr 0.1, whose optimizer has its "
-                "state for other tensors: finish it with that version, or begin with its weights "
-                f"in another train.output_dir: train.init_checkpoint={filename}."
-            )
         backbone_alone = layout is None or layout.backbone_alone
         # a ResNet of timm has torchvision's names, so they fit as they are
         if layout is not None and (not backbone_alone or has_resnet(self.model)):
@@ -240,6 +236,19 @@ class Checkpointer(DetectionCheckpointer):
         if backbone_alone and not any(name.startswith("backbone.") for name in state):
             checkpoint["matching_heuristics"] = True
         return {**checkpoint, "model": state}
+
+    def _require_own_training(self, checkpoint: Mapping[str, Any], *, is_old: bool) -> None:
+        if is_old:
+            # its optimizer has its state for other tensors
+            reason = "was begun with dab_detr 0.1: finish it with that version, or begin"
+        elif not self.checkpointables.keys() <= checkpoint.keys():
+            reason = "is of another program, which does not note all that is needed to go on: begin"
+        else:
+            return
+        raise InputError(
+            f"The training of {self._path} {reason} with its weights in another train.output_dir: "
+            f"train.init_checkpoint={self._path}."
+        )
 
     def _compare_settings(self, found: Mapping[str, Any]) -> None:
         for name, wanted in settings_of_model(self.model).items():

@@ -110,7 +110,7 @@ class Course(ParamScheduler):
         self._schedule = schedule
         # where these settings took over: steps, images, share of the training
         self._start = (0, 0, 0.0)
-        self._saved: dict | None = None
+        self._saved: dict = {}
 
     def samples(self, step: int) -> int:
         """The images seen after so many steps."""
@@ -158,10 +158,6 @@ class Course(ParamScheduler):
         Raises:
             InputError: if the settings ask for less than is done.
         """
-        if self._saved is None:
-            # of a version that did not note its settings: they have to be the same
-            self._refuse_less(step, step * self.settings.batch_size)
-            return []
         before = Course(Settings(**self._saved["settings"]), self._schedule)
         before._start, before.max_iter = tuple(self._saved["start"]), self._saved["max_iter"]
         self.former_max_iter = before.max_iter

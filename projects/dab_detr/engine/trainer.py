@@ -176,22 +176,16 @@ class Trainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Raises ValueError for the state of another optimizer, which would fit in part."""
-        mine = type(self.optimizer).__name__
-        saved = state_dict.get("optimizer_type", mine)
+        mine, saved = type(self.optimizer).__name__, state_dict["optimizer_type"]
         if saved != mine:
             raise ValueError(f"it was made with {saved}, the config has {mine}")
-        if "logged" not in state_dict:
-            # of an earlier version, whose recent metrics are those of single steps
-            hooks = {k: v for k, v in state_dict.get("hooks", {}).items() if k != "History"}
-            state_dict = {**state_dict, "hooks": hooks, "logged": state_dict["iteration"]}
         super().load_state_dict(state_dict)
-        self.means.load_state_dict(state_dict.get("means", {"sums": []}))
-        logged = state_dict["logged"]
-        # of an earlier version, with the log before
-        self.logged = logged[-1] if isinstance(logged, list) else logged
-        if state_dict.get("grad_scaler"):
+        self.means.load_state_dict(state_dict["means"])
+        self.logged = state_dict["logged"]
+        # a scaler that is switched off has no state
+        if state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-        self.nonfinite.count = state_dict.get("nonfinite_steps", 0)
+        self.nonfinite.count = state_dict["nonfinite_steps"]
 
 
 class _Workers:

@@ -40,9 +40,7 @@ class Writers(PeriodicWriter):
         start = self.trainer.start_iter
         if not start:
             return
-        # checkpoints of earlier versions lack the metrics
-        has_metrics = "data_time" in self.trainer.storage.latest()
-        was_due = self.trainer.logged == start - 1 and has_metrics
+        was_due = self.trainer.logged == start - 1
         for writer in self._writers:
             if isinstance(writer, ResumableWriter):
                 writer.resume(start - 2 if was_due else self.trainer.logged)
