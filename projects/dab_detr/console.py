@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable
 from typing import Any
 
 from detectron2.utils import comm
@@ -17,31 +17,14 @@ def is_live() -> bool:
     return comm.is_main_process() and sys.stdout.isatty()
 
 
-def bar(*, disable: bool = False, **arguments: Any) -> tqdm:
-    """A progress bar on standard output, which is hidden where that is no terminal."""
-    return tqdm(file=sys.stdout, disable=disable or not is_live(), dynamic_ncols=True, **arguments)
-
-
-class ShownLoader:
-    """A data loader whose batches are counted on a terminal.
+def bar(loader: Iterable | None = None, *, disable: bool = False, **arguments: Any) -> tqdm:
+    """A progress bar on standard output, which is hidden where that is no terminal.
 
     Args:
-        loader: of a known length. what: is being done.
+        loader: what the bar yields, and counts; None: it is counted by hand.
     """
-
-    def __init__(self, loader: Any, what: str):
-        self._loader = loader
-        self._what = what
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator:
-        length = len(self._loader) if isinstance(self._loader, Sized) else None
-        with bar(desc=self._what, total=length, unit="batch", leave=False) as shown:
-            for batch in self._loader:
-                yield batch
-                shown.update()
+    hidden = disable or not is_live()
+    return tqdm(loader, file=sys.stdout, disable=hidden, dynamic_ncols=True, **arguments)
 
 
 class Console:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
-from dab_detr.console import ShownLoader
+from dab_detr.console import bar
 from dab_detr.data.images import UnreadableImage
 from dab_detr.errors import InputError
 from dab_detr.evaluation.test_sets import build_evaluators, build_loader, evaluated_sets, label
@@ -107,7 +107,7 @@ def read_results(path: Path, step: int) -> dict[str, Any] | None:
 def _run(model: nn.Module, loader: Any, evaluators: list[DatasetEvaluator]) -> dict[str, Any]:
     combined = _Together(evaluators)
     try:
-        shown = ShownLoader(loader, "evaluation")
+        shown = bar(loader, desc="evaluation", unit="batch", leave=False)
         results = inference_on_dataset(inference_copy(model), shown, combined)
     except UnreadableImage as error:
         # one that comes from a data worker holds its traceback, and ends in what was said
