@@ -327,5 +327,7 @@ def test_a_part_of_a_registered_file_stays_a_part(own_data, register):
         ][:2]
 
     assert len(register("dict_train", half).records) == 2
-    with pytest.raises(InputError, match="no data set 'dict_nothing'; registered are"):
-        checked_dataset("dict_nothing")
+    with pytest.raises(InputError, match="no data set 'dict_trian'; did you mean dict_train"):
+        checked_dataset("dict_trian")
+    with pytest.raises(InputError, match="no data set 'xyz'[.] One of your own"):
+        checked_dataset("xyz")

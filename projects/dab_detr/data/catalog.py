@@ -1,5 +1,6 @@
 """Detectron2's catalog of data sets, with checked records in the place of what is registered."""
 
+import difflib
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from types import ModuleType
@@ -154,8 +155,12 @@ def checked_dataset(name: str) -> CheckedDataset:
         InputError: if no such data set is registered.
     """
     if name not in DatasetCatalog:
-        registered = ", ".join(sorted(DatasetCatalog.list()))
-        raise InputError(f"There is no data set {name!r}; registered are {registered}.")
+        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        raise InputError(
+            f"There is no data set {name!r}{hint} One of your own is registered by your config, "
+            "or given with --train-data and --val-data."
+        )
     load = DatasetCatalog[name]
     if not isinstance(load, CheckedDataset):
         load = CheckedDataset(name, load)
