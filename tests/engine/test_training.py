@@ -73,10 +73,12 @@ def test_thirty_steps_lower_the_loss_and_resume_goes_on(config, tmp_path):
     assert {int(s["step"]) for s in checkpoint["trainer"]["optimizer"]["state"].values()} == {33}
 
 
-def test_a_config_stays_as_it_is(config, tmp_path):
+# which makes a copy before all others
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_config_stays_as_it_is(config, tmp_path, scaled):
     """Through a training, an evaluation and the drawing of samples, with all that they fill in."""
     cfg = config(
-        "train.max_iter=1", "train.accumulate=2", "train.auto_scale_lr.enabled=True",
+        "train.max_iter=1", "train.accumulate=2", f"train.auto_scale_lr.enabled={scaled}",
         "train.ema.enabled=True", "dataloader.test.dataset.names=[tiny_val,tiny_train]",
     )  # fmt: skip
     cfg.dataloader.evaluator = [
