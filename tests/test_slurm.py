@@ -159,13 +159,13 @@ def test_resume_is_added_to_a_training_without_it(tool, capsys, given, expected)
         (["--max-requeues", "-1", "--", *CONFIG], "--max-requeues has to be at least 0"),
         (["--time", "1:30", "--", *CONFIG], "'1:30' is not MINUTES, H:MM:SS or D-HH:MM:SS"),
         (["--time", "0", "--", *CONFIG], "'0' is not MINUTES"),
-        (["--sbatch", "nodes=3", "--", *CONFIG], "nodes is decided by this program"),
+        (["--sbatch", "nodes=3", "--", *CONFIG], "nodes is set by this program"),
         (["--sbatch", "-A=vision", "--", *CONFIG], "expected one argument"),
         (["--sbatch", "A=vision", "--", *CONFIG], "'A=vision' is not KEY=VALUE"),
-        (["--", *CONFIG, "--num-gpus", "1"], "--num-gpus follows from --nodes and --gpus-per-node"),
-        (["--", *CONFIG, "--num-machines=2"], "--num-machines follows"),
-        (["--", *CONFIG, "--machine-rank", "0"], "--machine-rank follows"),
-        (["--", *CONFIG, "--dist-url", "auto"], "--dist-url follows"),
+        (["--", *CONFIG, "--num-gpus", "1"], "--num-gpus is set by --nodes and --gpus-per-node"),
+        (["--", *CONFIG, "--num-machines=2"], "--num-machines is set by"),
+        (["--", *CONFIG, "--machine-rank", "0"], "--machine-rank is set by"),
+        (["--", *CONFIG, "--dist-url", "auto"], "--dist-url is set by"),
     ],
 )
 def test_wrong_usage_ends_with_2(tool, capsys, arguments, reason):
@@ -201,7 +201,7 @@ def test_missing_submitit_is_told(tool, monkeypatch, capsys):
     assert "pip install 'dab_detr[slurm]'" in capsys.readouterr().err
 
 
-def test_a_refused_job_is_told(tool, cluster, capsys):
+def test_a_refused_job_is_reported(tool, cluster, capsys):
     (cluster / "sbatch").write_text("#!/bin/bash\necho 'invalid partition' >&2; exit 1\n")
     assert tool.main(["--", *CONFIG]) == 1
     assert "The job was not submitted: invalid partition" in capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_a_submitted_job_runs_train_net(tool, cluster, tmp_path, capsys):
     """Another process loads the task and runs it; train_net.py's own check ends it."""
     assert tool.main(["--", *CONFIG, "train.device=cpu", "train.max_iter=-1"]) == 0
     logs = tmp_path / "output" / "slurm"
-    assert f"Job 14711 is submitted; its logs: {logs}/14711_0_log.out" in capsys.readouterr().out
+    assert f"Job 14711 is submitted; logs: {logs}/14711_0_log.out" in capsys.readouterr().out
     job = subprocess.run(
         ["bash", logs / "14711_submission.sh"],
         env={**os.environ, "SLURM_JOB_ID": "14711"},
@@ -264,7 +264,7 @@ def stopped_outside_of_training(arguments):
 
 
 @pytest.mark.parametrize("main", [stopped_in_training, stopped_outside_of_training])
-def test_the_first_task_queues_the_job_again(tool, cluster, task, run_instead, tmp_path, main):
+def test_the_first_task_requeues_the_job(tool, cluster, task, run_instead, tmp_path, main):
     tool.main(["--", *CONFIG])
     run_instead(main)
     task(rank=0)
@@ -278,7 +278,7 @@ def test_the_first_task_queues_the_job_again(tool, cluster, task, run_instead, t
     assert again.function.arguments == ["--resume", *CONFIG]
 
 
-def test_the_other_tasks_end_without_queueing(tool, cluster, task, run_instead, tmp_path):
+def test_the_other_tasks_end_without_requeueing(tool, cluster, task, run_instead, tmp_path):
     tool.main(["--", *CONFIG])
     run_instead(stopped_in_training)
     task(rank=5)
@@ -314,7 +314,7 @@ def test_outside_of_training_the_other_tasks_go_on(tool, cluster, task, run_inst
     assert not (cluster / "scontrol.txt").exists()
 
 
-def test_the_times_over_are_counted(tool, cluster, task, run_instead, tmp_path):
+def test_the_requeues_are_counted(tool, cluster, task, run_instead, tmp_path):
     # submitit takes the last ten minutes for the end of the time: all of these
     tool.main(["--time", "5", "--max-requeues", "1", "--", *CONFIG])
     run_instead(stopped_in_training)

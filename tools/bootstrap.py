@@ -1,9 +1,9 @@
-"""Make a virtual environment in which this project runs; `make` calls this.
+"""Make a virtual environment for this project; `make` calls this.
 
-What the interpreter that starts it already has (torch, torchvision, Detectron2, ...) is used as it
-is. The rest is installed in the versions of constraints.txt. Detectron2 is not on PyPI: it comes
-from its official repository where that can be reached and compiled, else as the pure-Python copy
-inside Kitware's geowatch wheel, which is enough for everything here.
+Packages that the calling interpreter already has (torch, torchvision, Detectron2, ...) are used as
+they are. The rest is installed in the versions of constraints.txt. Detectron2 is not on PyPI: it is
+built from its official repository if that can be reached and compiled; otherwise the pure-Python
+copy inside Kitware's geowatch wheel is installed, which is enough for everything here.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 COPY = "geowatch==0.20.0"
 COPY_SHA256 = "b1c580a69e2966610b1b9c6ff9647800a17fa8898ef4c3737e48097a7630c381"
 COPY_PATH = Path("geowatch_tpl/submodules_static/detectron2")
-# what the copy imports; the official one brings its own requirements
+# what the copy imports; the official package lists its own requirements
 COPY_REQUIREMENTS = [
     "fvcore", "iopath", "omegaconf", "hydra-core", "yacs", "cloudpickle", "termcolor", "black",
     "packaging", "tqdm", "tabulate", "pycocotools", "matplotlib", "tensorboard", "pillow",
@@ -33,7 +33,7 @@ COPY_REQUIREMENTS = [
 ]  # fmt: skip
 
 
-# A package counts as working when this import succeeds: a mismatch of versions shows here.
+# A package works if this import succeeds: it fails for versions that do not fit together.
 PROBES = {
     "torch": "import torch",
     "torchvision": "import torchvision.ops, torchvision; torchvision.ops.nms",
@@ -56,7 +56,7 @@ def main() -> None:
     python = make_environment(folder)
     site_packages = Path(query(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     inherit_file = site_packages / "dab_detr_inherited.pth"
-    # addsitedir, because a bare path would leave out the folders that its own .pth files name
+    # addsitedir, because a bare path would ignore the .pth files in it
     inherit_file.write_text(
         "".join(f"import site; site.addsitedir({path!r})\n" for path in inherited)
     )
@@ -72,12 +72,12 @@ def main() -> None:
         for name in ("torch", "torchvision"):
             require_working(python, name)
         install_detectron2(python, pip, folder, site_packages)
-        # setuptools is there already: an isolated build would download another one
+        # setuptools is installed: an isolated build would download another one
         run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
     place = query(python, "import dab_detr; print(dab_detr.__path__[0])")
     if Path(place) != ROOT / "projects" / "dab_detr":
         sys.exit(
-            f"bootstrap: {sys.executable} has another dab_detr, which would hide this "
+            f"bootstrap: {sys.executable} has another dab_detr, which would shadow this "
             "one: uninstall it there, or choose another interpreter with PYTHON=..."
         )
     say("ready:")
@@ -93,12 +93,12 @@ def make_environment(folder: Path) -> Path:
         try:
             found = query(python, f"import pip; {version}")
         except (OSError, subprocess.CalledProcessError):
-            say(f"{folder} is unusable; making it anew")
+            say(f"{folder} is unusable; making a new one")
             shutil.rmtree(folder)
         else:
             if found != wanted:
                 sys.exit(
-                    f"bootstrap: {folder} is of Python {found}, {sys.executable} of {wanted}: "
+                    f"bootstrap: {folder} has Python {found}, {sys.executable} is {wanted}: "
                     "remove it with `make clean`."
                 )
             return python
@@ -115,7 +115,7 @@ def make_environment(folder: Path) -> Path:
 
 
 def inherit(folder: Path) -> list[str]:
-    """Site folders of this interpreter, if it has torch or Detectron2 and is not the new one's."""
+    """Site folders of this interpreter, if it has torch or Detectron2 and is not in ``folder``."""
     if Path(sys.prefix).resolve() == folder:
         return []
     useful = [name for name in ("torch", "detectron2") if working_version(sys.executable, name)]
@@ -127,7 +127,7 @@ def inherit(folder: Path) -> list[str]:
 
 
 def applicable_constraints(python: Path) -> str:
-    """constraints.txt, where what the environment has from elsewhere stays as it is."""
+    """constraints.txt, with the present versions of packages that are inherited."""
     code = (
         "import importlib.metadata as m, json, sys;"
         "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions()"
@@ -139,14 +139,14 @@ def applicable_constraints(python: Path) -> str:
     lines = [f"{name}=={version}" for name, version in present.items()]
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         name = normalized(re.match(r"[\w.-]*", line).group())
-        # which torchvision fits is for the torch to say that is there
+        # the present torch decides which torchvision fits
         if name not in present and not (name == "torchvision" and "torch" in present):
             lines.append(line)
     return "\n".join(lines)
 
 
 def install_detectron2(python: Path, pip: list[str], folder: Path, site_packages: Path) -> None:
-    """Take Detectron2 as it is, or build the official one, or install the pure-Python copy."""
+    """Use a present Detectron2, or build the official one, or install the pure-Python copy."""
     if found := working_version(python, "detectron2"):
         return say(f"Detectron2: using {found}")
     if official_is_reachable():
@@ -164,7 +164,7 @@ def install_detectron2(python: Path, pip: list[str], folder: Path, site_packages
     with tempfile.TemporaryDirectory() as scratch:
         requirement = Path(scratch) / "copy.txt"
         requirement.write_text(f"{COPY} --hash=sha256:{COPY_SHA256}\n")
-        # beside site-packages: its own requirements, large and old, are not installed
+        # outside site-packages, without its own requirements, which are large and old
         run(
             [
                 str(python),
@@ -185,7 +185,7 @@ def install_detectron2(python: Path, pip: list[str], folder: Path, site_packages
 
 
 def official_is_reachable() -> bool:
-    """Whether git can read Detectron2's repository, without asking for a password."""
+    """Whether git can read Detectron2's repository without a password."""
     if shutil.which("git") is None:
         return False
     try:
@@ -200,7 +200,7 @@ def official_is_reachable() -> bool:
 
 
 def working_version(python: str | Path, name: str) -> str | None:
-    """Version and place of a package as that interpreter imports it; None if it does not work."""
+    """Version and location of a package in that interpreter; None if it does not work."""
     code = f"{PROBES[name]}; print({name}.__version__, 'in', {name}.__path__[0])"
     command = [str(python), "-W", "ignore", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools")
@@ -208,13 +208,13 @@ def working_version(python: str | Path, name: str) -> str | None:
 
 
 def require_working(python: Path, name: str) -> None:
-    """Stop with the reason if a package that was installed or found does not work."""
+    """Exit with the reason if a package does not work."""
     command = [str(python), "-W", "ignore", "-c", PROBES[name]]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tools")
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         sys.exit(
-            f"bootstrap: {name} is installed but does not work ({reason}); mend it, or choose "
+            f"bootstrap: {name} is installed but does not work ({reason}); repair it, or choose "
             "an interpreter without it with PYTHON=..."
         )
 

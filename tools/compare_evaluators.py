@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate boxes with pycocotools and faster-coco-eval: the same numbers, and how much sooner."""
+"""Evaluate boxes with pycocotools and faster-coco-eval: compare their numbers and their time."""
 
 import argparse
 import contextlib
@@ -23,18 +23,18 @@ from dab_detr.errors import InputError
 from dab_detr.evaluation.coco_evaluator import find_cocoeval
 from dab_detr.evaluation.ground_truth import GroundTruth
 
-# of numbers between 0 and 1; the rounding of float64 stays far below
+# tolerance for numbers in 0..1; rounding errors of float64 are far below it
 LIMIT = 1e-11
 _FIELDS = ("image_id", "category_id", "bbox", "score")
 
 
 @dataclass
 class Comparison:
-    """What :func:`compare_backends` finds.
+    """The result of :func:`compare_backends`.
 
     Attributes:
         seconds: of each repetition, by backend.
-        differences: the largest by kind of number; all are between 0 and 1, or -1 for none.
+        differences: the largest one by kind of number; the numbers are in 0..1, or -1 if undefined.
         average_precision: COCO's AP of the boxes, 0..1, by pycocotools.
     """
 
@@ -46,10 +46,10 @@ class Comparison:
 def compare_backends(
     truth: GroundTruth, results: list[dict[str, Any]], repeat: int = 1
 ) -> Comparison:
-    """Evaluate the same boxes with pycocotools and faster-coco-eval in turn.
+    """Evaluate the same boxes alternately with pycocotools and faster-coco-eval.
 
-    A time covers what an evaluator does with the detections of a data set: indexing, matching,
-    counting and summarizing them.
+    The time covers what an evaluator does with the detections of a data set: indexing, matching,
+    accumulating and summarizing them.
 
     Args:
         results: as for :meth:`GroundTruth.detections`.
@@ -73,7 +73,7 @@ def compare_backends(
                 {
                     "precision": evaluation.eval["precision"],
                     "recall": evaluation.eval["recall"],
-                    # COCO's twelve numbers; faster-coco-eval has more
+                    # COCO's twelve metrics; faster-coco-eval has more
                     "summary": np.asarray(evaluation.stats[:12]),
                 }
             )
@@ -97,9 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--synthetic",
         type=int,
         metavar="IMAGES",
-        help="instead of files: a random set of 80 classes with 100 detections an image",
+        help="instead of files: a random set of 80 classes with 100 detections per image",
     )
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="3 if not given")
+    parser.add_argument(
+        "--repeat", type=int, default=3, metavar="N", help="number of repetitions, default 3"
+    )
     args = parser.parse_args(arguments)
     given = [path for path in (args.annotations, args.results) if path is not None]
     if len(given) != (2 if args.synthetic is None else 0):
@@ -146,12 +148,12 @@ def _table(comparison: Comparison) -> str:
         for backend, times in comparison.seconds.items()
     ]
     repeat = len(comparison.seconds["pycocotools"])
-    headers = ["backend", f"seconds, median of {repeat}", "least to most", "times as fast"]
+    headers = ["backend", f"seconds, median of {repeat}", "fastest to slowest", "times as fast"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def read_truth(path: str | Path) -> tuple[GroundTruth, dict[int, int]]:
-    """The objects of a file in COCO's format, and the classes of its category ids."""
+    """The ground truth of a file in COCO's format, and the class index of each category id."""
     content = read_coco(path)
     if "annotations" not in content:
         raise InputError(f"The annotations {path} have no list 'annotations'.")
@@ -163,31 +165,31 @@ def read_truth(path: str | Path) -> tuple[GroundTruth, dict[int, int]]:
 def read_results(
     path: str | Path, truth: GroundTruth, classes: dict[int, int]
 ) -> list[dict[str, Any]]:
-    """The detections of a COCO result file, with the classes of the ground truth."""
+    """The detections of a COCO result file, with class indices in place of category ids."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"The results {path} cannot be read as JSON ({error}).") from error
     if not isinstance(content, list) or not content:
-        raise InputError(f"The results {path} are no list of detections.")
+        raise InputError(f"The results {path} are not a list of detections.")
     for index, entry in enumerate(content):
         if not _is_detection(entry):
             raise InputError(
-                f"Entry {index} of {path} is no detection: a whole image_id and category_id, four "
-                "numbers as bbox and a score are needed."
+                f"Entry {index} of {path} is not a detection: it needs an image_id and a "
+                "category_id (whole numbers), a bbox of four numbers and a score."
             )
     for index, entry in enumerate(content):
         try:
             truth.image_number(entry["image_id"])
         except ValueError as error:
             raise InputError(
-                f"Entry {index} of {path} is of image {entry['image_id']}, which the annotations "
-                "do not have."
+                f"Entry {index} of {path} has the image_id {entry['image_id']}, which is not in "
+                "the annotations."
             ) from error
         if entry["category_id"] not in classes:
             raise InputError(
-                f"Entry {index} of {path} is of category {entry['category_id']}, which the "
-                "annotations do not have."
+                f"Entry {index} of {path} has the category_id {entry['category_id']}, which is "
+                "not in the annotations."
             )
     return [{**entry, "category_id": classes[entry["category_id"]]} for entry in content]
 
@@ -207,7 +209,7 @@ def _is_detection(entry: Any) -> bool:
 def synthetic(
     images: int, *, classes: int = 80, detections: int = 100, seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A random set somewhat like COCO's, and as awkward.
+    """A random data set similar to COCO, with its difficult cases.
 
     It has category ids with gaps, crowds, objects of all sizes, duplicate detections, equal scores,
     images without objects and without detections, a class without objects (the last) and one
@@ -216,10 +218,10 @@ def synthetic(
     Args:
         images: of 640x480 pixels and with 7 objects on average.
         classes: at least 3.
-        detections: an image.
+        detections: per image.
 
     Returns:
-        Annotations and results, as in the files.
+        Annotations and results in COCO's formats.
     """
     rng = np.random.default_rng(seed)
     categories = np.cumsum(rng.integers(1, 4, classes)).tolist()
@@ -235,7 +237,7 @@ def synthetic(
                     "image_id": image_id,
                     "category_id": categories[label],
                     "bbox": box,
-                    # an object's outline has less than its box
+                    # a segmentation is smaller than its box
                     "area": box[2] * box[3] * rng.uniform(0.4, 1),
                     "iscrowd": int(crowd),
                 }
@@ -245,14 +247,14 @@ def synthetic(
         found, found_labels = _boxes(rng, detections), rng.integers(1, classes, detections)
         scores = rng.beta(1, 6, detections)
         if count:
-            # half of them are of an object, more or less
+            # half of the detections are near an object
             source = rng.integers(0, count, detections // 2)
             near = np.arange(len(source))
             blur = rng.choice([0.01, 0.05, 0.2], (len(source), 1)) * boxes[source][:, [2, 3, 2, 3]]
             found[near] = np.abs(rng.normal(boxes[source], blur)).round(2)
             found_labels[near] = np.maximum(labels[source], 1)
             scores[near] = rng.beta(2, 3, len(source))
-        # the last ones repeat the first ones
+        # the last detections repeat the first ones
         copies = detections // 20
         for row in (*range(detections - copies), *range(copies)):
             results.append(

@@ -1,8 +1,8 @@
-"""Comparison with recorded outputs of the published code, number for number.
+"""Comparison with recorded outputs of the published code, number by number.
 
-A reference file (``.npz``) holds a tiny model: sizes and switches (``meta``, JSON), weights in the
-published names (``state/*``), one batch (``in/*``, ``target/*``), and what the published code made
-of it: ``out/*``, ``match/*``, ``loss/*``, ``grad/*``, ``post/*``.
+A reference file (``.npz``) has a tiny model: sizes and switches (``meta``, JSON), weights with the
+published names (``state/*``), one batch (``in/*``, ``target/*``), and the results of the published
+code: ``out/*``, ``match/*``, ``loss/*``, ``grad/*``, ``post/*``.
 """
 
 import json
@@ -21,7 +21,7 @@ from dab_detr.errors import InputError
 from dab_detr.flat_config import model_config
 from dab_detr.modeling import HungarianMatcher, SetCriterion, Targets, select_detections
 
-# What may differ in float32: absolute for outputs, relative for losses and gradients.
+# Tolerances in float32: absolute for outputs, relative for losses and gradients.
 LIMITS = {
     "key encoding": 1e-5,
     "class logits": 1e-4,
@@ -37,17 +37,17 @@ _LOSS_NAMES = {"loss_ce": "loss_class", "loss_bbox": "loss_bbox", "loss_giou": "
 
 
 def compare_with_reference(path: str | os.PathLike, *, compile: bool = False) -> dict[str, float]:
-    """Run the model of a reference file and compare everything that the file records.
+    """Run the model of a reference file and compare all recorded results.
 
     Args:
-        compile: run it as ``train.compile=True`` does.
+        compile: compile the model as ``train.compile=True`` does.
 
     Returns:
-        The largest error of each kind in :data:`LIMITS`. Matching and labels count the differing
+        The largest error of each kind in :data:`LIMITS`. Matching and labels count differing
         entries; detected boxes are in pixels.
 
     Raises:
-        InputError: if the file is not of this kind.
+        InputError: if the file is not a reference file.
     """
     try:
         with np.load(path) as file:
@@ -147,7 +147,7 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     difference = (ours.detach() - theirs).abs().max().item() if ours.numel() else 0.0
-    # NaN compares as smaller than any limit
+    # NaN would compare as smaller than any tolerance
     return float("inf") if difference != difference else difference
 
 
@@ -176,7 +176,7 @@ def _relative_losses(losses, total, record: dict, weights: dict, num_layers: int
 
 
 def _relative_gradients(model: nn.Module, record: dict) -> float:
-    """Largest difference over the largest entry of the recorded gradient."""
+    """Largest difference relative to the largest entry of the recorded gradient."""
     gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
     errors = [0.0]
     ours = from_dab_detr(gradients, OFFICIAL)

@@ -377,12 +377,15 @@ DETECTION = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5
 WRONG = {
     "missing file": (None, "cannot be read as JSON"),
     "no JSON": ("{", "cannot be read as JSON"),
-    "no list": ({"images": []}, "are no list of detections"),
-    "no detections": ([], "are no list of detections"),
-    "no score": ([{**DETECTION, "score": None}], "Entry 0 of .* is no detection"),
-    "no box": ([DETECTION, {**DETECTION, "bbox": [1, 2, 3]}], "Entry 1 of .* is no detection"),
-    "other class": ([{**DETECTION, "category_id": -5}], "is of category -5, which the annota"),
-    "other image": ([{**DETECTION, "image_id": 77}], "is of image 77, which the annotations do"),
+    "no list": ({"images": []}, "are not a list of detections"),
+    "no detections": ([], "are not a list of detections"),
+    "no score": ([{**DETECTION, "score": None}], "Entry 0 of .* is not a detection"),
+    "no box": ([DETECTION, {**DETECTION, "bbox": [1, 2, 3]}], "Entry 1 of .* is not a detection"),
+    "other class": (
+        [{**DETECTION, "category_id": -5}],
+        "category_id -5, which is not in the annot",
+    ),
+    "other image": ([{**DETECTION, "image_id": 77}], "image_id 77, which is not in the annot"),
 }
 
 

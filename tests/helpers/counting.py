@@ -1,14 +1,14 @@
-"""Contestants for the tests of the benchmark, in a module that their processes load quickly."""
+"""Candidates for the tests of the benchmark, in a module that loads quickly."""
 
 from pathlib import Path
 
 import torch
 
-from benchmarking.turns import Work
+from benchmarking.interleaved import Work
 
 
 def count_up(*, log, name, fail=None):
-    """Writes its name into a file at each run; fails as told."""
+    """Writes its name into a file at each run; fails at the step ``fail``."""
     if fail == "prepare":
         raise ValueError("there is no such model")
 
@@ -20,7 +20,7 @@ def count_up(*, log, name, fail=None):
 
 
 def what_is_kept():
-    """Tells how much larger its process is after thirty tensors that it no longer has."""
+    """Measures how much larger its process is after thirty tensors that were freed."""
 
     def resident():
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x)

@@ -1,4 +1,4 @@
-"""The benchmark: contestants agree, or it says who does not; figures add up."""
+"""The benchmark: candidates agree or are named, and the results add up."""
 
 import json
 import platform
@@ -10,10 +10,10 @@ from counting import count_up, what_is_kept
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 
-from benchmarking import contestants as models
+from benchmarking import candidates as models
 from benchmarking import losses
+from benchmarking.interleaved import Candidate, CandidateFailed, run_interleaved
 from benchmarking.report import disagreements, profiles, rows, table
-from benchmarking.turns import Contestant, ContestantFailed, take_turns
 from dab_detr.analysis import count_flops
 from dab_detr.config import get_config
 
@@ -159,46 +159,48 @@ def test_a_model_that_computes_something_else_is_found(setting, monkeypatch, dty
     assert disagreements(wrong, reference, limits)
 
 
-def contestants(log, **fail):
+def counting_candidates(log, **fail):
     return [
-        Contestant(name, count_up, {"log": str(log), "name": name, "fail": fail.get(name)})
+        Candidate(name, count_up, {"log": str(log), "name": name, "fail": fail.get(name)})
         for name in "AB"
     ]
 
 
-def test_they_take_turns(tmp_path):
-    found = contestants(tmp_path / "log")
-    take_turns(found, "cpu", repeats=2, warmup=1)
+def test_runs_alternate(tmp_path):
+    found = counting_candidates(tmp_path / "log")
+    run_interleaved(found, "cpu", repeats=2, warmup=1)
     # at the end one more run each, for the memory
     assert (tmp_path / "log").read_text() == "AB" * 3 + "AB"
-    assert [len(contestant.seconds) for contestant in found] == [2, 2]
-    assert all(contestant.outcome["answer"] == 1 for contestant in found)
-    assert all(contestant.peak_memory is None or contestant.peak_memory > 0 for contestant in found)
+    assert [len(candidate.seconds) for candidate in found] == [2, 2]
+    assert all(candidate.outcome["answer"] == 1 for candidate in found)
+    assert all(candidate.peak_memory is None or candidate.peak_memory > 0 for candidate in found)
 
 
 def test_nothing_is_timed_before_all_agree(tmp_path):
-    found = contestants(tmp_path / "log", B="outcome")
+    found = counting_candidates(tmp_path / "log", B="outcome")
 
     def check():
-        outcomes = {contestant.name: contestant.outcome for contestant in found}
+        outcomes = {candidate.name: candidate.outcome for candidate in found}
         raise RuntimeError(*disagreements(outcomes, {"answer": torch.tensor(1.0)}, {"*": 0.5}))
 
     with pytest.raises(RuntimeError, match="B: answer differs by 1, more than 0.5."):
-        take_turns(found, "cpu", repeats=1, warmup=0, check=check)
+        run_interleaved(found, "cpu", repeats=1, warmup=0, check=check)
     assert not (tmp_path / "log").exists()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_is_kept_where_it_is_to_be():
-    found = [Contestant(str(kept), what_is_kept, {}, keep_memory=kept) for kept in (True, False)]
-    take_turns(found, "cpu", repeats=1, warmup=0)
-    kept, given_back = (contestant.outcome["megabytes"].item() for contestant in found)
+    found = [Candidate(str(kept), what_is_kept, {}, keep_memory=kept) for kept in (True, False)]
+    run_interleaved(found, "cpu", repeats=1, warmup=0)
+    kept, given_back = (candidate.outcome["megabytes"].item() for candidate in found)
     assert kept > 90 > given_back
 
 
-def test_a_contestant_that_fails_is_named(tmp_path):
-    with pytest.raises(ContestantFailed, match="(?s)B: .*there is no such model"):
-        take_turns(contestants(tmp_path / "log", B="prepare"), "cpu", repeats=1, warmup=0)
+def test_a_candidate_that_fails_is_named(tmp_path):
+    with pytest.raises(CandidateFailed, match="(?s)B: .*there is no such model"):
+        run_interleaved(
+            counting_candidates(tmp_path / "log", B="prepare"), "cpu", repeats=1, warmup=0
+        )
 
 
 def test_disagreements_are_relative_and_see_nan():
@@ -219,10 +221,10 @@ def test_disagreements_are_relative_and_see_nan():
 
 
 def test_figures_add_up():
-    quick, slow = (Contestant(name, count_up, {}) for name in ("quick", "slow"))
+    quick, slow = (Candidate(name, count_up, {}) for name in ("quick", "slow"))
     quick.seconds, slow.seconds = [1.0, 3.0, 2.0], [5.0, 4.0, 9.0]
     quick.peak_memory = 2_500_000_000
-    matrix = Contestant("matrix", count_up, {}, seconds=[0.5])
+    matrix = Candidate("matrix", count_up, {}, seconds=[0.5])
     matrix.outcome = {"flops": torch.tensor(50.0)}
     first, second = rows([quick, slow], images=4, flops=100.0, matrix=matrix)
     assert (first["median_s"], first["fastest_s"], first["slowest_s"]) == (2.0, 1.0, 3.0)
@@ -236,8 +238,8 @@ def test_figures_add_up():
 
 def test_profiles_stand_side_by_side():
     found = [
-        {"contestant": "quick", "profile": {"conv": 0.25, "add": 0.5}},
-        {"contestant": "slow", "profile": {"conv": 1.0, "relu": 0.125}},
+        {"candidate": "quick", "profile": {"conv": 0.25, "add": 0.5}},
+        {"candidate": "slow", "profile": {"conv": 1.0, "relu": 0.125}},
     ]
     lines = [line.strip("| ").split("|") for line in profiles(found, longest=2).splitlines()]
     assert [[cell.strip() for cell in line] for line in lines if "-" not in line[0]] == [
@@ -248,9 +250,9 @@ def test_profiles_stand_side_by_side():
     ]
 
 
-def test_a_series_is_compared_with_its_first():
+def test_a_sweep_is_compared_with_its_first_value():
     first, second = (
-        {**rows([Contestant(name, count_up, {}, seconds=[s])], images=1)[0], "work_ratio": work}
+        {**rows([Candidate(name, count_up, {}, seconds=[s])], images=1)[0], "work_ratio": work}
         for name, s, work in (("batch 1", 2.0, 1.0), ("batch 4", 6.0, 4.0))
     )
     second["ratio"] = 3.0
@@ -274,7 +276,7 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
     ]
     assert benchmark.main(["infer", *arguments]) == 0
     report = json.loads(file.read_text())
-    names = [row["contestant"] for row in report["rows"]]
+    names = [row["candidate"] for row in report["rows"]]
     assert names == [
         "as trained",
         "inference_copy",
@@ -307,13 +309,13 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_measures_its_contestants(load_tool, tmp_path, mode):
+def test_every_mode_measures_its_candidates(load_tool, tmp_path, mode):
     options, names = MODES[mode]
     file = tmp_path / "figures.json"
     arguments = [mode, *SMALL, *options, "--batch", "2", "--json", str(file)]
     assert load_tool("benchmark").main(arguments) == 0
     found = json.loads(file.read_text())["rows"]
-    assert [row["contestant"] for row in found] == names
+    assert [row["candidate"] for row in found] == names
     if mode == "train":
         forward = 2 * 2e9 * count_flops(instantiate(get_config(CONFIG).model), 64, 64)["total"]
         # twice more for what learns; in this model half of the work, stem and res2, does not
@@ -321,7 +323,7 @@ def test_every_mode_measures_its_contestants(load_tool, tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", ["infer", *MODES])
-def test_nothing_is_measured_where_contestants_disagree(load_tool, mode, capsys, monkeypatch):
+def test_nothing_is_measured_where_candidates_disagree(load_tool, mode, capsys, monkeypatch):
     # what all are compared with is computed here, they themselves are in other processes
     if mode in ("infer", "train"):
         images = models.example_batch
@@ -342,15 +344,15 @@ def test_sixteen_bits_are_measured(load_tool, capsys):
     assert "inference_copy" in capsys.readouterr().out
 
 
-def test_growth_compares_with_the_first_of_a_series(load_tool, tmp_path, capsys, monkeypatch):
+def test_scaling_compares_with_the_first_of_a_sweep(load_tool, tmp_path, capsys, monkeypatch):
     # transformers is not needed for it
-    monkeypatch.setattr("benchmarking.contestants.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("benchmarking.candidates.importlib.util.find_spec", lambda _: None)
     file = tmp_path / "figures.json"
     arguments = [*SMALL, "--json", str(file)]
-    assert load_tool("benchmark").main(["growth", *arguments, "--series", "queries"]) == 0
+    assert load_tool("benchmark").main(["scaling", *arguments, "--series", "queries"]) == 0
     found = json.loads(file.read_text())["rows"]
     names = [f"queries {x}" for x in (100, 300, 600, 900)]
-    assert [row["contestant"] for row in found] == names
+    assert [row["candidate"] for row in found] == names
     assert found[0]["ratio"] == found[0]["work_ratio"] == 1
     work = [row["work_ratio"] for row in found]
     # more than the queries themselves: each looks at all others
@@ -385,8 +387,8 @@ def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, 
         ["infer", "--size", "9", "99"],
         ["infer", "--warmup", "-1"],
         ["matcher", "--compile"],
-        ["growth", "--batch", "2"],
-        ["growth", "--series", "images"],
+        ["scaling", "--batch", "2"],
+        ["scaling", "--series", "images"],
         ["infer", "--series", "queries"],
         ["infer", "--keep-memory", "--device", "cuda"],
     ],

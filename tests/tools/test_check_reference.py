@@ -64,7 +64,7 @@ def test_a_difference_is_found_and_named(tool, tmp_path, capsys, name, change, k
     assert tool.main([str(FILES[0]), str(path)]) == 1
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(": ok")
-    assert kind in second.split("OVER THE LIMIT:")[1]
+    assert kind in second.split("OVER THE TOLERANCE:")[1]
 
 
 def test_a_file_of_another_kind_is_named(tool, tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""Time and memory side by side with others; the work of tools/benchmark.py."""
+"""Measurements of time and memory beside other implementations, for tools/benchmark.py."""

@@ -1,7 +1,7 @@
-"""Matching and losses the usual way, for comparison: layer by layer, all pairs, dense labels.
+"""Matching and losses as DETR implementations compute them, for comparison.
 
-DETR's family computes them so: for each decoder layer the costs of every query of the batch with
-every object of the batch, a copy to the host, an assignment an image, then each loss on its own.
+For each decoder layer: the costs of every query of the batch with every object of the batch, a copy
+to the host, an assignment per image, then each loss with dense labels.
 """
 
 import torch
@@ -44,7 +44,7 @@ def match_layer(class_logits: Tensor, boxes: Tensor, targets: Targets) -> list[t
 
 
 def criterion(outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-    """What :class:`dab_detr.modeling.criterion.SetCriterion` computes, with the same names."""
+    """The losses of :class:`dab_detr.modeling.criterion.SetCriterion`, with the same names."""
     divisor = max(1, len(targets.labels))
     last = len(outputs.class_logits) - 1
     losses = {}

@@ -1,4 +1,4 @@
-"""Matching and losses as contestants: all layers at once, and layer by layer."""
+"""Candidates for matching and losses: all layers at once, and layer by layer."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarking import layer_by_layer
-from benchmarking.turns import Work
+from benchmarking.interleaved import Work
 from dab_detr.modeling import HungarianMatcher, Outputs, SetCriterion, Targets
 
 
@@ -34,12 +34,12 @@ def _random_case(setting: LossSetting) -> tuple[Tensor, Tensor, Targets]:
         boxes_cxcywh=normal(total, 4).sigmoid() * 0.5 + 0.1,
         counts=[setting.objects] * setting.batch,
     )
-    # around the start of a training, where every class has probability 0.01
+    # like the start of training, where every class has probability 0.01
     return normal(*outputs, setting.classes) - 4.6, normal(*outputs, 4), targets
 
 
 def match(setting: LossSetting, *, at_once: bool) -> Work:
-    """The assignments of all layers and images."""
+    """The matching of all layers and images."""
     class_logits, box_logits, targets = _random_case(setting)
     boxes = box_logits.sigmoid()
 
@@ -60,18 +60,18 @@ def match(setting: LossSetting, *, at_once: bool) -> Work:
     return Work(at_once_for_all if at_once else by_layer, outcome)
 
 
-def _as_pairs(by_layer: list[list[tuple]], objects_an_image: int) -> Tensor:
+def _as_pairs(by_layer: list[list[tuple]], objects_per_image: int) -> Tensor:
     found = []
     for layer, matches in enumerate(by_layer):
         for image, (query, objects) in enumerate(matches):
             place = torch.tensor([layer, image]).expand(len(query), 2)
-            column = torch.stack((query, objects + image * objects_an_image), dim=1)
+            column = torch.stack((query, objects + image * objects_per_image), dim=1)
             found.append(torch.cat((place, column), dim=1))
     return torch.cat(found)
 
 
 def compute_losses(setting: LossSetting, *, at_once: bool) -> Work:
-    """Matching, losses and their gradient."""
+    """Matching, losses and their gradients."""
     class_logits, box_logits, targets = _random_case(setting)
     class_logits.requires_grad_()
     box_logits.requires_grad_()

@@ -1,4 +1,4 @@
-"""What each mode of the benchmark measures: which contestants, how much work, what has to agree."""
+"""The modes of the benchmark: candidates, amount of work, and what has to agree."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -11,17 +11,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking import contestants as models
-from benchmarking import losses
+from benchmarking import candidates, losses
+from benchmarking.interleaved import Candidate, run_interleaved
 from benchmarking.report import disagreements, rows
-from benchmarking.turns import Contestant, take_turns
 from dab_detr.analysis import count_flops
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
 from dab_detr.errors import InputError
 from dab_detr.modeling.meta_arch import DABDETR
 
-# Of float32 against float32, and of 16 bits against float32; scores and boxes are in 0..1.
+# Relative tolerance against the float32 reference, by precision; scores and boxes are in 0..1.
 _LIMITS = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
 _TRAINING_LIMITS = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 1e-1}
 # where transformers has the model
@@ -29,24 +28,24 @@ _PEER = ("transformers.models.dab_detr.modeling_dab_detr",)
 
 
 class Disagreement(RuntimeError):
-    """Contestants that do not compute the same; the message says which and by how much."""
+    """Candidates that compute different numbers; the message says which and by how much."""
 
 
 def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """From normalised pixels to the last layer's logits and boxes."""
+    """Inference from normalised pixels to the last layer's class logits and boxes."""
     setting = _setting(args, folder, size=(800, 1056), batch=1)
-    model = models.write_weights(setting)
-    models.write_transformers(setting, model)
+    model = candidates.write_weights(setting)
+    candidates.write_transformers(setting, model)
     flops = _inference_flops(setting, model)
     exact = setting._replace(device="cpu", dtype="float32")
-    reference = models.infer_ours(exact).outcome()
-    row = partial(_contestant, args, setting)
-    copy = partial(row, prepare=models.infer_ours, fast=True)
-    found = [row("as trained", models.infer_ours), *_variants(args, copy, "inference_copy")]
+    reference = candidates.infer_ours(exact).outcome()
+    row = partial(_candidate, args, setting)
+    copy = partial(row, prepare=candidates.infer_ours, fast=True)
+    found = [row("as trained", candidates.infer_ours), *_variants(args, copy, "inference_copy")]
     if args.compile and args.device != "cpu":
         name = "inference_copy, compiled, CUDA graphs"
         found.append(copy(name, compile=True, cuda_graphs=True))
-    peer = partial(row, prepare=models.infer_transformers, imports=_PEER)
+    peer = partial(row, prepare=candidates.infer_transformers, imports=_PEER)
     if args.compile:
         found.append(peer("transformers, compiled", compile=True))
     found.append(peer("transformers"))
@@ -55,24 +54,24 @@ def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A step: forward, matching, losses, backward, clipping and fused AdamW."""
+    """A training step: forward, matching, losses, backward, clipping and fused AdamW."""
     if args.dtype == "float16":
-        raise InputError("--dtype float16 trains with a gradient scaler only: take bfloat16.")
+        raise InputError("--dtype float16 needs a gradient scaler for training: use bfloat16.")
     setting = _setting(args, folder, size=(480, 640), batch=2)
     transformer = get_config(setting.config_file, setting.overrides).model.transformer
     if transformer.encoder.dropout or transformer.decoder.dropout or transformer.queries.dropout:
-        raise InputError("dropout has to be 0 here: contestants would drop different units.")
-    models.write_transformers(setting, models.write_weights(setting))
-    plain = models.train_ours(setting._replace(device="cpu", dtype="float32"))
-    # fvcore's counter does not see the backward pass, PyTorch's sees attention as products only;
-    # the zeros that widen the values are half a percent of it
+        raise InputError("dropout has to be 0 here: candidates would drop different units.")
+    candidates.write_transformers(setting, candidates.write_weights(setting))
+    plain = candidates.train_ours(setting._replace(device="cpu", dtype="float32"))
+    # fvcore's counter leaves the backward pass out; PyTorch's counts attention only as matrix
+    # products. The zeros that pad the values are half a percent of it.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         reference = plain.outcome()
-    row = partial(_contestant, args, setting)
-    ours = partial(row, prepare=models.train_ours)
+    row = partial(_candidate, args, setting)
+    ours = partial(row, prepare=candidates.train_ours)
     found = [ours("dab_detr, channels first", channels_last=False)]
     found += _variants(args, ours, "dab_detr")
-    found.append(row("transformers", models.train_transformers, imports=_PEER))
+    found.append(row("transformers", candidates.train_transformers, imports=_PEER))
     return _measure(
         found,
         args,
@@ -84,51 +83,53 @@ def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def matcher(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """The assignments of all layers and images."""
+    """The matching of all layers and images."""
     return _losses(args, losses.match)
 
 
 def criterion(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Matching, losses and their gradient."""
+    """Matching, losses and their gradients."""
     return _losses(args, losses.compute_losses)
 
 
-def growth(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """An inference copy's time and memory while one thing grows and the others stay."""
+def scaling(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Time and memory of an inference copy in sweeps: one setting varies, the others stay."""
     base = _setting(args, folder, size=(480, 640), batch=1)
     found = []
-    for name in args.series or SERIES:
-        # the first of a series is what the others are compared with
+    for name in args.series or SWEEPS:
+        # the others are compared with the first of their sweep
         first = None
-        for value, setting in SERIES[name](base).items():
-            flops = _inference_flops(setting, models.write_weights(setting))
-            contestant = _contestant(args, setting, f"{name} {value}", models.infer_ours, fast=True)
-            take_turns([contestant], args.device, repeats=args.repeats, warmup=args.warmup)
-            first = first or (contestant.median, flops)
-            row = rows([contestant], images=setting.batch, flops=flops)[0]
-            row["ratio"] = contestant.median / first[0]
+        for value, setting in SWEEPS[name](base).items():
+            flops = _inference_flops(setting, candidates.write_weights(setting))
+            candidate = _candidate(
+                args, setting, f"{name} {value}", candidates.infer_ours, fast=True
+            )
+            run_interleaved([candidate], args.device, repeats=args.repeats, warmup=args.warmup)
+            first = first or (candidate.median, flops)
+            row = rows([candidate], images=setting.batch, flops=flops)[0]
+            row["ratio"] = candidate.median / first[0]
             row["work_ratio"] = flops / first[1]
             found.append(row)
     return found
 
 
-def _sizes(base: models.Setting) -> dict[str, models.Setting]:
+def _sizes(base: candidates.Setting) -> dict[str, candidates.Setting]:
     sizes = ((480, 640), (640, 853), (800, 1066), (1000, 1333), (1333, 1333))
     return {f"{w}x{h}": base._replace(height=h, width=w) for h, w in sizes}
 
 
-def _batches(base: models.Setting) -> dict[int, models.Setting]:
+def _batches(base: candidates.Setting) -> dict[int, candidates.Setting]:
     return {batch: base._replace(batch=batch) for batch in (1, 2, 4, 8, 16, 32)}
 
 
 def _overridden(
-    base: models.Setting, *, key: str, values: Sequence[int]
-) -> dict[int, models.Setting]:
+    base: candidates.Setting, *, key: str, values: Sequence[int]
+) -> dict[int, candidates.Setting]:
     return {x: base._replace(overrides=[*base.overrides, f"{key}={x}"]) for x in values}
 
 
-# Of the growth mode: what grows, and the settings by its value.
-SERIES: dict[str, Callable[[models.Setting], dict[Any, models.Setting]]] = {
+# Of the scaling mode: the setting that varies, and the whole setting for each of its values.
+SWEEPS: dict[str, Callable[[candidates.Setting], dict[Any, candidates.Setting]]] = {
     "image-size": _sizes,
     "batch": _batches,
     "queries": partial(
@@ -144,19 +145,19 @@ MODES: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
     "train": train,
     "matcher": matcher,
     "criterion": criterion,
-    "growth": growth,
+    "scaling": scaling,
 }
 
 
 def _setting(
     args: argparse.Namespace, folder: Path, *, size: tuple[int, int], batch: int
-) -> models.Setting:
+) -> candidates.Setting:
     if args.compile:
         require_compiler(torch.device(args.device), "--compile")
-    # the report says what was measured, not what was left to the mode
+    # the report gives the values that were used, defaults of the mode included
     args.size, args.batch = args.size or list(size), args.batch or batch
     height, width = args.size
-    return models.Setting(
+    return candidates.Setting(
         folder=folder,
         config_file=args.config_file,
         overrides=list(args.overrides),
@@ -168,17 +169,17 @@ def _setting(
     )
 
 
-def _contestant(
+def _candidate(
     args: argparse.Namespace,
-    setting: models.Setting | losses.LossSetting,
+    setting: candidates.Setting | losses.LossSetting,
     name: str,
     prepare: Callable,
     *,
     keep_memory: bool = False,
     imports: Sequence[str] = (),
     **switches: bool,
-) -> Contestant:
-    return Contestant(
+) -> Candidate:
+    return Candidate(
         name,
         prepare,
         {"setting": setting, **switches},
@@ -188,21 +189,21 @@ def _contestant(
 
 
 def _variants(
-    args: argparse.Namespace, row: Callable[..., Contestant], name: str
-) -> list[Contestant]:
-    """One of ours as it is and compiled, each also with memory kept."""
+    args: argparse.Namespace, row: Callable[..., Candidate], name: str
+) -> list[Candidate]:
+    """One of our candidates as it is and compiled, each also with memory kept."""
     found = []
     for compile in (False, True) if args.compile else (False,):
         compiled = f"{name}, compiled" if compile else name
         found.append(row(compiled, compile=compile))
-        # where it is given back unless the process is told not to
+        # glibc returns freed memory to the system unless the process asks to keep it
         if args.device == "cpu" and not args.keep_memory:
             found.append(row(f"{compiled}, memory kept", compile=compile, keep_memory=True))
     return found
 
 
-def _inference_flops(setting: models.Setting, model: DABDETR) -> float:
-    """Of a run; a multiply-add is two."""
+def _inference_flops(setting: candidates.Setting, model: DABDETR) -> float:
+    """Operations per run; a multiply-add counts as two."""
     return 2e9 * setting.batch * count_flops(model, setting.height, setting.width)["total"]
 
 
@@ -218,15 +219,15 @@ def _losses(args: argparse.Namespace, prepare: Callable) -> list[dict[str, Any]]
         device=args.device,
     )
     found = [
-        _contestant(args, setting, "all layers at once", prepare, at_once=True),
-        _contestant(args, setting, "layer by layer", prepare, at_once=False),
+        _candidate(args, setting, "all layers at once", prepare, at_once=True),
+        _candidate(args, setting, "layer by layer", prepare, at_once=False),
     ]
     reference = prepare(setting._replace(device="cpu"), at_once=False).outcome()
     return _measure(found, args, {"*": 1e-4, "pairs": 0.0}, reference, images=setting.batch)
 
 
 def _measure(
-    found: list[Contestant],
+    found: list[Candidate],
     args: argparse.Namespace,
     limits: dict[str, float],
     reference: dict[str, Tensor],
@@ -235,23 +236,23 @@ def _measure(
     flops: float | None = None,
 ) -> list[dict[str, Any]]:
     matrix = None
-    turns = list(found)
+    measured = list(found)
     if flops is not None:
-        matrix = Contestant(
+        matrix = Candidate(
             "matrix product",
-            models.matrix_product,
+            candidates.matrix_product,
             {"device": args.device, "dtype": args.dtype},
         )
-        turns.append(matrix)
+        measured.append(matrix)
 
     def check() -> None:
-        outcomes = {contestant.name: contestant.outcome for contestant in found}
+        outcomes = {candidate.name: candidate.outcome for candidate in found}
         wrong = disagreements(outcomes, reference, limits)
         if wrong:
             raise Disagreement(" ".join(wrong))
 
-    take_turns(
-        turns,
+    run_interleaved(
+        measured,
         args.device,
         repeats=args.repeats,
         warmup=args.warmup,

@@ -1,4 +1,4 @@
-"""What a run of the benchmark found, as a table and as JSON."""
+"""The results of a benchmark run as a table and as JSON."""
 
 import importlib.metadata
 import platform
@@ -12,53 +12,53 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarking.turns import Contestant
+from benchmarking.interleaved import Candidate
 
 
 def rows(
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     *,
     images: int,
     flops: float | None = None,
-    matrix: Contestant | None = None,
+    matrix: Candidate | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a contestant, in seconds, bytes and operations (a multiply-add is two).
+    """One row per candidate, in seconds, bytes and operations (a multiply-add counts as two).
 
     Args:
-        images: that a run processes.
-        flops: of a run; None leaves the rates out.
-        matrix: the matrix product that took turns with them.
+        images: processed per run.
+        flops: operations per run; None leaves the rates out.
+        matrix: the matrix product that was measured between them.
     """
-    last = contestants[-1].median
+    last = candidates[-1].median
     peak = None
     if matrix is not None:
         peak = matrix.outcome["flops"].item() / matrix.median
     found = []
-    for contestant in contestants:
+    for candidate in candidates:
         row = {
-            "contestant": contestant.name,
-            "median_s": contestant.median,
-            "fastest_s": min(contestant.seconds),
-            "slowest_s": max(contestant.seconds),
-            "ratio": last / contestant.median,
-            "images_per_s": images / contestant.median,
-            "peak_memory_bytes": contestant.peak_memory,
+            "candidate": candidate.name,
+            "median_s": candidate.median,
+            "fastest_s": min(candidate.seconds),
+            "slowest_s": max(candidate.seconds),
+            "ratio": last / candidate.median,
+            "images_per_s": images / candidate.median,
+            "peak_memory_bytes": candidate.peak_memory,
         }
         if flops is not None:
             row["flops"] = flops
-            row["flops_per_s"] = flops / contestant.median
+            row["flops_per_s"] = flops / candidate.median
             if peak:
                 row["share_of_matrix_rate"] = row["flops_per_s"] / peak
-        if contestant.profile:
-            row["profile"] = contestant.profile
+        if candidate.profile:
+            row["profile"] = candidate.profile
         found.append(row)
     return found
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """The rows for people, in Markdown."""
+    """The rows as a Markdown table."""
     columns = {
-        "contestant": lambda row: row["contestant"],
+        "candidate": lambda row: row["candidate"],
         "median (from-to), s": lambda row: (
             f"{row['median_s']:.3g} ({row['fastest_s']:.3g}-{row['slowest_s']:.3g})"
         ),
@@ -80,9 +80,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _ratios(found: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping], str]]:
-    """What a row is compared with: the last one's time, or in a series the first one's."""
+    """What a row is compared with: the last row's time, or in a sweep the first row's."""
     if "work_ratio" not in found[0]:
-        return {f"{found[-1]['contestant']} / this": lambda row: f"{row['ratio']:.2f}"}
+        return {f"{found[-1]['candidate']} / this": lambda row: f"{row['ratio']:.2f}"}
     return {
         "time / first": lambda row: f"{row['ratio']:.2f}",
         "work / first": lambda row: f"{row['work_ratio']:.2f}",
@@ -90,10 +90,11 @@ def _ratios(found: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping],
 
 
 def profiles(found: Sequence[Mapping[str, Any]], longest: int = 12) -> str:
-    """In which of PyTorch's operations each row's time goes, side by side, in Markdown.
+    """Time of each row by PyTorch operation, side by side, as a Markdown table.
 
     Args:
-        found: rows with a profile. longest: so many operations, by their time in all rows.
+        found: rows with a profile.
+        longest: how many operations to list, those with the most time over all rows.
     """
     total = Counter()
     for row in found:
@@ -103,7 +104,7 @@ def profiles(found: Sequence[Mapping[str, Any]], longest: int = 12) -> str:
         for name, _ in total.most_common(longest)
     ]
     lines.append(["all", *(f"{1e3 * sum(row['profile'].values()):.1f}" for row in found)])
-    head = ["operation, ms", *(row["contestant"] for row in found)]
+    head = ["operation, ms", *(row["candidate"] for row in found)]
     return tabulate(lines, head, tablefmt="github", disable_numparse=True)
 
 
@@ -112,31 +113,31 @@ def disagreements(
     reference: Mapping[str, Tensor],
     limits: Mapping[str, float],
 ) -> list[str]:
-    """Which contestants give other numbers than the reference, one sentence each.
+    """Which candidates compute other numbers than the reference, one sentence each.
 
     Args:
-        outcomes: by contestant. reference: what they have to agree with; may name more.
-        limits: the largest difference allowed, by a name in the outcomes; ``*`` is for the others.
-            Differences are relative to the reference's largest value.
+        outcomes: by candidate. reference: the expected tensors; may have more names.
+        limits: tolerance by name of the outcome; ``*`` is for the others. Differences are relative
+            to the reference's largest value.
     """
     found = []
-    for contestant, outcome in outcomes.items():
+    for candidate, outcome in outcomes.items():
         for name, actual in outcome.items():
             expected = reference[name]
             if actual.shape != expected.shape:
-                found.append(f"{contestant}: {name} has the shape {tuple(actual.shape)}.")
+                found.append(f"{candidate}: {name} has the shape {tuple(actual.shape)}.")
                 continue
             largest = expected.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
             error = ((actual.float() - expected.float()).abs().max() / largest).item()
             limit = limits.get(name, limits["*"])
-            # a NaN is a disagreement, too
+            # NaN counts as a disagreement
             if not error <= limit:
-                found.append(f"{contestant}: {name} differs by {error:.2g}, more than {limit:g}.")
+                found.append(f"{candidate}: {name} differs by {error:.2g}, more than {limit:g}.")
     return found
 
 
 def machine(device: str) -> dict[str, str]:
-    """Where and with what the figures were measured."""
+    """Hardware and versions of the measurement."""
     if device.startswith("cuda"):
         processor = torch.cuda.get_device_name(device)
     else:
@@ -160,7 +161,7 @@ def _version(distribution: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name where Linux tells it, else its kind."""
+    """The processor's name on Linux, elsewhere its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Contestants in processes of their own that take turns on one machine."""
+"""Candidates in separate processes that run alternately on one machine."""
 
 import importlib
 import multiprocessing
@@ -17,16 +17,16 @@ import torch
 from dab_detr.allocator import keep_freed_memory
 from dab_detr.errors import InputError
 
-# a single run of some milliseconds an operation says little on a shared machine
+# one run of a few milliseconds per operation says little on a shared machine
 _PROFILED_RUNS = 3
 
 
 class Work(NamedTuple):
-    """What a contestant does.
+    """The work of a candidate.
 
     Attributes:
-        run: does the work once, from start to end; what it returns is not looked at.
-        outcome: does it once and gives the numbers that all contestants have to agree on.
+        run: does the work once, from start to end; its result is ignored.
+        outcome: does the work once and returns the numbers that all candidates have to agree on.
     """
 
     run: Callable[[], Any]
@@ -34,21 +34,20 @@ class Work(NamedTuple):
 
 
 @dataclass
-class Contestant:
-    """One row of a table.
+class Candidate:
+    """A candidate and its measurements: one row of the table.
 
     Attributes:
         name: of the row.
-        prepare: called with ``arguments`` in the contestant's process, gives its work.
+        prepare: called with ``arguments`` in the candidate's process; returns its work.
         keep_memory: whether its process keeps freed memory, see
             :func:`dab_detr.allocator.keep_freed_memory`.
         imports: modules that its process loads before its memory is counted.
         seconds: of each timed run.
-        peak_memory: bytes at the fullest moment of a run, weights included; None where the system
-            does not tell.
+        peak_memory: peak bytes of a run, weights included; None where the system does not report
+            it.
         outcome: see :class:`Work`.
-        profile: seconds of a run in each of PyTorch's operations, the longest first; of a GPU's
-            time on a GPU.
+        profile: seconds per run of each PyTorch operation, longest first; on a GPU, of GPU time.
     """
 
     name: str
@@ -63,16 +62,16 @@ class Contestant:
 
     @property
     def median(self) -> float:
-        """Of the timed runs, in seconds."""
+        """Median of the timed runs, in seconds."""
         return statistics.median(self.seconds)
 
 
-class ContestantFailed(RuntimeError):
-    """A contestant's process ended with an error, which the message holds."""
+class CandidateFailed(RuntimeError):
+    """A candidate's process ended with an error; the message contains it."""
 
 
-def take_turns(
-    contestants: Iterable[Contestant],
+def run_interleaved(
+    candidates: Iterable[Candidate],
     device: str,
     *,
     repeats: int,
@@ -80,57 +79,58 @@ def take_turns(
     check: Callable[[], None] = lambda: None,
     profile: bool = False,
 ) -> None:
-    """Let each do its work ``warmup`` and ``repeats`` times, A B C A B C, and note what it took.
+    """Run the candidates alternately, A B C A B C, and record time and memory.
 
-    All wait while one works, each in a process of its own, so that no one's memory or settings
-    reach another.
+    Only one candidate runs at a time. Each has its own process, so that memory and settings of one
+    do not affect another.
 
     Args:
-        check: called when all outcomes are there and nothing is timed yet; may raise.
-        profile: also note the time in each operation, after all else.
+        repeats: timed rounds, after ``warmup`` rounds that are not timed.
+        check: called once all outcomes are known, before anything is timed; may raise.
+        profile: also record the time of each operation, at the end.
 
     Raises:
-        ContestantFailed: with the name and the error.
+        CandidateFailed: with the name and the error.
     """
-    contestants = list(contestants)
+    candidates = list(candidates)
     workers = []
     try:
-        for contestant in contestants:
-            workers.append(_Worker(contestant, device))
-            # one after the other: preparing takes all cores
-            contestant.outcome = workers[-1].ask("outcome")
+        for candidate in candidates:
+            workers.append(_Worker(candidate, device))
+            # one after the other: preparation uses all cores
+            candidate.outcome = workers[-1].ask("outcome")
         check()
-        for turn in range(warmup + repeats):
-            for contestant, worker in zip(contestants, workers):
+        for round in range(warmup + repeats):
+            for candidate, worker in zip(candidates, workers):
                 seconds = worker.ask("run")
-                if turn >= warmup:
-                    contestant.seconds.append(seconds)
-        for contestant, worker in zip(contestants, workers):
-            contestant.peak_memory = worker.ask("memory")
+                if round >= warmup:
+                    candidate.seconds.append(seconds)
+        for candidate, worker in zip(candidates, workers):
+            candidate.peak_memory = worker.ask("memory")
         if profile:
-            _take_profiles(contestants, workers)
+            _profile_interleaved(candidates, workers)
     finally:
         for worker in workers:
             worker.stop()
 
 
-def _take_profiles(contestants: Iterable[Contestant], workers: Sequence["_Worker"]) -> None:
-    """The mean of some runs, in turns."""
+def _profile_interleaved(candidates: Iterable[Candidate], workers: Sequence["_Worker"]) -> None:
+    """The mean of several runs, run alternately."""
     total = [Counter() for _ in workers]
     for _ in range(_PROFILED_RUNS):
         for seconds, worker in zip(total, workers):
             seconds.update(worker.ask("profile"))
-    for contestant, seconds in zip(contestants, total):
-        contestant.profile = {name: x / _PROFILED_RUNS for name, x in seconds.most_common()}
+    for candidate, seconds in zip(candidates, total):
+        candidate.profile = {name: x / _PROFILED_RUNS for name, x in seconds.most_common()}
 
 
 class _Worker:
-    def __init__(self, contestant: Contestant, device: str):
-        self.name = contestant.name
+    def __init__(self, candidate: Candidate, device: str):
+        self.name = candidate.name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, contestant, device), daemon=True
+            target=_serve, args=(theirs, candidate, device), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -140,9 +140,9 @@ class _Worker:
             self._connection.send(question)
             kind, answer = self._connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise ContestantFailed(f"{self.name}: its process was killed.") from error
+            raise CandidateFailed(f"{self.name}: its process was killed.") from error
         if kind == "error":
-            raise ContestantFailed(f"{self.name}: {answer}")
+            raise CandidateFailed(f"{self.name}: {answer}")
         return answer
 
     def stop(self) -> None:
@@ -152,18 +152,18 @@ class _Worker:
             self._process.kill()
 
 
-def _serve(connection: Connection, contestant: Contestant, device: str) -> None:
+def _serve(connection: Connection, candidate: Candidate, device: str) -> None:
     try:
-        if contestant.keep_memory:
+        if candidate.keep_memory:
             keep_freed_memory()
         if device.startswith("cuda"):
             torch.cuda.set_device(torch.device(device).index or 0)
-            # float32 is float32, in convolutions as in matrix products
+            # float32 without TF32, in convolutions as in matrix products
             torch.backends.cudnn.allow_tf32 = False
-        for name in contestant.imports:
+        for name in candidate.imports:
             importlib.import_module(name)
         memory = _Memory(device)
-        work = contestant.prepare(**contestant.arguments)
+        work = candidate.prepare(**candidate.arguments)
         answers = {
             "outcome": lambda: {name: x.cpu() for name, x in work.outcome().items()},
             "run": lambda: _timed(work.run, device),
@@ -181,7 +181,7 @@ def _serve(connection: Connection, contestant: Contestant, device: str) -> None:
 
 
 def _timed(run: Callable[[], Any], device: str) -> float:
-    """Seconds of one run, by the GPU's own clock where there is one."""
+    """Seconds of one run; on a GPU measured with its events."""
     if not device.startswith("cuda"):
         start = time.perf_counter()
         run()
@@ -196,14 +196,14 @@ def _timed(run: Callable[[], Any], device: str) -> float:
 
 
 def _profile(run: Callable[[], Any], device: str) -> dict[str, float]:
-    """Seconds of one run by operation, on a GPU by kernel."""
+    """Seconds of one run by operation; on a GPU by kernel."""
     on_gpu = device.startswith("cuda")
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profiler:
         run()
     seconds = {}
     for event in profiler.key_averages():
-        # an annotation's time on a GPU is that of its kernels once more
+        # on a GPU, an annotation's time repeats that of its kernels
         if not (on_gpu and event.is_user_annotation):
             time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             seconds[event.key] = time_us / 1e6
@@ -211,16 +211,16 @@ def _profile(run: Callable[[], Any], device: str) -> dict[str, float]:
 
 
 class _Memory:
-    """Asks the GPU's allocator, or Linux, how much memory a contestant takes."""
+    """Measures a candidate's memory: by the GPU's allocator, or by Linux."""
 
     def __init__(self, device: str):
         self._on_gpu = device.startswith("cuda")
         self._before = 0 if self._on_gpu else _resident("VmRSS")
 
     def peak(self, run: Callable[[], Any]) -> int | None:
-        """Bytes at the fullest moment of a run beyond what the process had before it loaded.
+        """Peak bytes of a run, without what the process had before the candidate was prepared.
 
-        Weights are included, and on a CPU also what the contestant has freed and keeps.
+        Weights are included, and on a CPU also freed memory that the process keeps.
         """
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -236,7 +236,7 @@ class _Memory:
 
 
 def _resident(name: str) -> int:
-    """A line of Linux' account of this process, in bytes; 0 on other systems."""
+    """A line of ``/proc/self/status`` in bytes; 0 on other systems than Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""What is compared: this project's model in its modes, transformers' model with the same weights.
+"""The candidates: this project's model in several modes, and transformers' with the same weights.
 
-Each function is called in the process of a contestant and gives its work; all see the same weights,
+Each function is called in a candidate's process and returns its work; all get the same weights,
 images and objects.
 """
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from benchmarking.turns import Work
+from benchmarking.interleaved import Work
 from dab_detr.analysis import example_batch
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.settings import settings_of_model
@@ -32,14 +32,14 @@ DTYPES = {"float32": None, **AMP_DTYPES}
 
 
 class Setting(NamedTuple):
-    """What all contestants are given.
+    """The input that all candidates share.
 
     Attributes:
-        folder: where :func:`write_weights` has left the weights.
+        folder: where :func:`write_weights` saved the weights.
         config_file, overrides: see :func:`dab_detr.config.get_config`.
-        batch, height, width: of the images.
+        batch, height, width: number and size of the images, in pixels.
         device: a torch device.
-        dtype: of autocast, a key of :data:`DTYPES`.
+        dtype: autocast precision, a key of :data:`DTYPES`.
     """
 
     folder: Path
@@ -58,10 +58,10 @@ class Setting(NamedTuple):
 
 
 def write_weights(setting: Setting) -> DABDETR:
-    """Make a model, random but for its seed, and leave its weights for our contestants.
+    """Make a model with seeded random weights and save them for our candidates.
 
-    They are spread so that outputs depend on the image and on every part of the model: after an
-    initialisation norms do nothing and all scores are the same.
+    The weights are rescaled so that outputs depend on the image and on every part of the model:
+    right after initialisation, norms do nothing and all scores are equal.
 
     Returns:
         The model, in evaluation mode on the CPU.
@@ -85,7 +85,7 @@ def write_weights(setting: Setting) -> DABDETR:
 
 
 def write_transformers(setting: Setting, model: DABDETR) -> None:
-    """Leave the same weights for transformers' model.
+    """Save the same weights for transformers' model.
 
     Raises:
         InputError: if transformers is missing or has no such model.
@@ -124,7 +124,7 @@ def load_transformers(setting: Setting) -> nn.Module:
 def infer_ours(
     setting: Setting, *, fast: bool = False, compile: bool = False, cuda_graphs: bool = False
 ) -> Work:
-    """From normalised pixels to the last layer's logits and boxes."""
+    """Inference from normalised pixels to the last layer's class logits and boxes."""
     model = load_ours(setting)
     pixels = _normalized(setting)
     if fast:
@@ -140,7 +140,7 @@ def infer_ours(
 
 
 def infer_transformers(setting: Setting, *, compile: bool = False) -> Work:
-    """The same with transformers' model."""
+    """Inference with transformers' model."""
     pixels = _normalized(setting)
     model = load_transformers(setting).eval()
     mask = torch.ones(pixels[:, 0].shape, dtype=torch.long, device=setting.device)
@@ -167,7 +167,7 @@ def train_ours(setting: Setting, *, compile: bool = False, channels_last: bool =
 
 
 def train_transformers(setting: Setting) -> Work:
-    """The same with transformers' model."""
+    """A training step with transformers' model."""
     pixels = _normalized(setting)
     model = load_transformers(setting).train()
     # the published losses are those of all layers
@@ -195,8 +195,8 @@ def train_transformers(setting: Setting) -> Work:
 
 
 def matrix_product(device: str, dtype: str) -> Work:
-    """Products of two square matrices, into memory that is there, large enough for full speed."""
-    # repeats are for the clock
+    """Products of two square matrices into allocated memory, large enough for full speed."""
+    # several products per run, so that the clock is precise enough
     size, repeats = (2048, 4) if device == "cpu" else (8192, 10)
     kind = DTYPES[dtype] or torch.float32
     a, b, product = (torch.randn(size, size).to(device, kind) for _ in range(3))
@@ -223,7 +223,7 @@ def _images(setting: Setting) -> list[dict]:
 
 
 def _normalized(setting: Setting) -> Tensor:
-    """Float32 ``(B, 3, H, W)`` on the setting's device, as our model makes them of its images."""
+    """Pixels ``(B, 3, H, W)``, float32, normalised as our model does, on the setting's device."""
     cfg = _model_config(setting)
     mean, std = (torch.tensor(list(x)).view(-1, 1, 1) for x in (cfg.pixel_mean, cfg.pixel_std))
     pixels = torch.stack([image["image"] for image in _images(setting)])
@@ -231,19 +231,19 @@ def _normalized(setting: Setting) -> Tensor:
 
 
 def _prediction(setting: Setting, class_logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-    """In 16 bits the last rounding of a logit alone is larger than what scores may differ."""
+    """Leaves logits out in 16 bits: rounding one already exceeds the tolerance of scores."""
     outcome = {"scores": class_logits.float().sigmoid(), "boxes": boxes.float()}
     return outcome if DTYPES[setting.dtype] else {"class logits": class_logits, **outcome}
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    """By the names of the state dict; zeros for what does not learn."""
-    learnt = {
+    """Gradients by the names of the state dict; zeros for tensors that are not trained."""
+    trained = {
         name: parameter.grad
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.grad is not None
     }
-    return {name: learnt.get(name, torch.zeros_like(x)) for name, x in model.state_dict().items()}
+    return {name: trained.get(name, torch.zeros_like(x)) for name, x in model.state_dict().items()}
 
 
 def _training(
@@ -252,7 +252,7 @@ def _training(
     gradients: Callable[[nn.Module], dict[str, Tensor]],
     setting: Setting,
 ) -> Work:
-    """A step's work; ``gradients`` gives those of a model after it, by our names."""
+    """The work of a step; ``gradients`` returns those of a model after it, by our names."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
 
