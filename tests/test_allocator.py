@@ -16,7 +16,7 @@ print(int(what_is_kept().outcome()["megabytes"]))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize("what, kept", [("keep", True), ("return", False)])
 def test_freed_memory_is_kept_on_demand(tmp_path, what, kept):
     program = tmp_path / "program.py"

@@ -103,7 +103,7 @@ def test_an_environment_of_another_python_is_refused(bootstrap, monkeypatch, tmp
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text("")
     monkeypatch.setattr(bootstrap, "query", lambda python, code: "3.9")
-    with pytest.raises(SystemExit, match=r"is of Python 3\.9.*make clean"):
+    with pytest.raises(SystemExit, match=r"has Python 3\.9.*make clean"):
         bootstrap.make_environment(tmp_path)
 
 

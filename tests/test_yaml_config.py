@@ -114,7 +114,7 @@ def test_nothing_is_run_or_imported(tmp_path, monkeypatch, case):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(f"{ATTACKS[case]}\n")
-    with pytest.raises(InputError, match="config.yaml does not load"):
+    with pytest.raises(InputError, match="config.yaml cannot be loaded"):
         get_config(file)
     assert "evil" not in sys.modules
 
@@ -123,5 +123,5 @@ def test_nothing_is_run_or_imported(tmp_path, monkeypatch, case):
 def test_what_is_no_config_is_refused(tmp_path, content):
     file = tmp_path / "config.yml"
     file.write_text(content)
-    with pytest.raises(InputError, match="config.yml does not load"):
+    with pytest.raises(InputError, match="config.yml cannot be loaded"):
         get_config(file)

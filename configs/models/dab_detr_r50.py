@@ -24,7 +24,7 @@ model = L(DABDETR)(
     ),
     in_features=["res5"],
     num_classes=80,
-    # the parts take their width from d_model, queries and decoder the rest from the encoder
+    # all parts use d_model; queries and decoder use the encoder's other shared values
     transformer=L(DABTransformer)(
         d_model=256,
         key_temperature=20.0,

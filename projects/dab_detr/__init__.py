@@ -1,8 +1,8 @@
 """DAB-DETR, dynamic anchor boxes as queries of a detection transformer, for Detectron2.
 
 ``get_config(name)`` loads a config, ``add_dab_detr_config(cfg)`` prepares a YAML config,
-``DABDETR`` is the meta-architecture, ``inference_copy(model)`` makes a trained one faster, and
-``keep_freed_memory()`` a program that runs it on a CPU.
+``DABDETR`` is the meta-architecture, ``inference_copy(model)`` makes a faster copy for inference,
+and ``keep_freed_memory()`` makes programs on a CPU faster.
 """
 
 import logging
@@ -10,11 +10,11 @@ import warnings
 
 __version__ = "0.1.0"
 
-# How Detectron2 calls PyTorch, of which a user can change nothing. At the end of the list, where -W
-# and one's own filters take precedence.
+# Warnings about Detectron2's own calls, which a user cannot change. At the end of the list, so that
+# -W and the user's filters take precedence.
 for _message in (r".*torch\.jit\.script.* is deprecated", ".*broadcast_buffers.* is deprecated"):
     warnings.filterwarnings("ignore", _message, FutureWarning, append=True)
-# that there is a CUDA toolkit but no GPU
+# a warning about a CUDA toolkit without a GPU
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 _EXPORTS = {
@@ -28,7 +28,7 @@ __all__ = [*_EXPORTS, "__version__"]
 
 
 def __getattr__(name: str):
-    # Loaded on first use: `dab-detr environment` must work where Detectron2 is missing.
+    # Imported on first use: `dab-detr environment` must work without Detectron2.
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -1,4 +1,4 @@
-"""The C library's memory allocator, told to keep what a network will want again."""
+"""Makes the C library's memory allocator keep freed memory."""
 
 import ctypes
 
@@ -8,15 +8,15 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next tensors on the CPU.
+    """Let this process reuse the memory that it frees for its next tensors on the CPU.
 
-    glibc maps large pieces, such as the feature maps of an image, anew for each tensor, and the
-    system fills them with zeros page by page: a third of the time of some models (docs/
-    PERFORMANCE.md). With this they come from memory that was used before; the process stays as
-    large as it once was. Call it before the first large tensor is made.
+    For every large tensor, such as a feature map, glibc requests new memory, which the system fills
+    with zeros page by page: a third of the time of some models (docs/PERFORMANCE.md). With this
+    setting it reuses freed memory; the process stays as large as its peak. Call it before the first
+    large tensor is made.
 
     Returns:
-        Whether the allocator took it; only glibc's knows how.
+        Whether the allocator supports it; only glibc's does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

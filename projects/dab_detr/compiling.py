@@ -1,4 +1,4 @@
-"""What torch.compile needs, and how the transformer is compiled for training."""
+"""Compiles modules with torch.compile, and checks for a compiler."""
 
 import os
 import shutil
@@ -12,15 +12,15 @@ from dab_detr.errors import InputError
 
 
 def require_compiler(device: torch.device, setting: str) -> None:
-    """Refuse to compile without the compiler that PyTorch will call.
+    """Require the compiler that torch.compile will call.
 
-    That is a C++ compiler for a CPU, and for a GPU a C compiler, with which Triton builds.
+    For a CPU that is a C++ compiler, for a GPU a C compiler, which Triton uses.
 
     Args:
-        setting: what asked for it, for the message.
+        setting: the setting that needs it, for the message.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the compiler is missing.
     """
     if device.type == "cpu":
         language, variable = "C++", "CXX"
@@ -30,34 +30,35 @@ def require_compiler(device: torch.device, setting: str) -> None:
     names = [os.environ[variable]] if os.environ.get(variable) else usual
     if not any(shutil.which(name) for name in names):
         raise InputError(
-            f"{setting} needs a {language} compiler, and {' or '.join(names)} is not there: "
-            f"install one, say in the variable {variable} where it is, or leave compiling out."
+            f"{setting} needs a {language} compiler, but {' or '.join(names)} is missing: install "
+            f"one, set the variable {variable} to its path, or do not compile."
         )
 
 
 def compile_for_training(transformer: nn.Module, **options) -> None:
-    """Compile it in place to a graph that takes all sizes of images.
+    """Compile a transformer in place, for training with images of all sizes.
 
-    From then on DistributedDataParallel does not cut this process's graphs.
+    From then on DistributedDataParallel does not split the graphs of this process.
 
     Args:
-        options: of :func:`torch.compile`.
+        options: arguments of :func:`torch.compile`.
     """
-    # It would cut them to send gradients early, and PyTorch 2.14 cannot cut one that is for all
-    # sizes. The backbone's backward pass comes later and hides the sending.
+    # DDP splits graphs to send gradients early, but PyTorch 2.14 cannot split graphs with dynamic
+    # sizes. The backbone's backward pass, which comes later, hides the communication.
     torch._dynamo.config.optimize_ddp = False
     compile_for_all_sizes(transformer, **options)
 
 
 def compile_for_all_sizes(module: nn.Module, **options) -> None:
-    """Compile it in place to a graph that takes images of all sizes, square and oblong ones.
+    """Compile a module in place for images of all sizes, square or not.
 
-    From then on no graph of this process is bound to sizes that happened to be equal.
+    From then on the graphs of this process do not assume that sizes which happened to be equal are
+    always equal.
 
     Args:
-        options: of :func:`torch.compile`.
+        options: arguments of :func:`torch.compile`.
     """
-    # PyTorch would take height and width of a first, square image for one and the same number, and
-    # compile again for the first image that is not square
+    # for a square first image, PyTorch would assume that height and width are always equal, and
+    # recompile for the first image that is not square
     fx_config.use_duck_shape = False
     module.compile(dynamic=True, **options)

@@ -1,4 +1,4 @@
-"""Says what is installed, without importing it."""
+"""Describes what is installed, without importing it."""
 
 import importlib
 import importlib.metadata
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import dab_detr
 
-# distribution -> what is missing without it
+# distribution -> what needs it
 _OPTIONAL = {
     "timm": "backbones of timm, ViT and MViTv2",
-    "faster-coco-eval": "quicker evaluation",
+    "faster-coco-eval": "faster evaluation",
     "submitit": "training under SLURM",
-    "transformers": "comparing with its DAB-DETR in tests and benchmark",
+    "transformers": "comparisons with its DAB-DETR in tests and benchmark",
     "pytest": "running the tests",
     "ruff": "checking the style",
 }
@@ -36,11 +36,11 @@ _REQUIRED = (
 
 
 def describe(*, check: bool = False) -> list[tuple[str, str]]:
-    """Pairs of a part's name and what is known of it, in the order to print them.
+    """Pairs of a package's name and its description, in the order to print them.
 
     Args:
-        check: import PyTorch and Detectron2, which takes seconds: that they work, and which GPUs
-            there are, is not known before.
+        check: import PyTorch and Detectron2, which takes seconds, to see whether they work and
+            which GPUs there are.
     """
     rows = [
         ("dab_detr", f"{dab_detr.__version__} in {Path(dab_detr.__file__).parent}"),
@@ -86,7 +86,7 @@ def _cuda(check: bool) -> str:
         return "unknown without torch"
     if not check:
         version = _assigned(Path(spec.origin).parent / "version.py", "cuda")
-        return f"torch is built for {version or 'the CPU alone'}; --check looks for GPUs"
+        return f"torch is built for {version or 'CPUs only'}; --check looks for GPUs"
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
         return "no GPU: everything runs on the CPU"
@@ -95,6 +95,6 @@ def _cuda(check: bool) -> str:
 
 
 def _assigned(path: Path, name: str) -> str | None:
-    """The text that a Python file assigns to a name, without running it."""
+    """The string that a Python file assigns to a name, without running the file."""
     found = re.search(rf"^{name}\b[^=\n]*= *[\"']([^\"']+)", path.read_text(), re.MULTILINE)
     return found[1] if found else None

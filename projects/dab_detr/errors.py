@@ -1,4 +1,4 @@
-"""The exception for what a user can put right, and the wording of long lists in its messages."""
+"""The exception for mistakes that a user can correct, and helpers for its messages."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ NO_DETECTRON2 = (
 
 
 class InputError(Exception):
-    """A mistake in a file, key or value; the message says which one and what to do."""
+    """A mistake in a file, key or value; the message names it and says what to do."""
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first three names and how many follow."""
+    """The first three names and the number of the others."""
     further = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {further} more" if further > 0 else "")

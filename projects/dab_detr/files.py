@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, whenever the process is killed."""
+"""Atomic writes: a file is either complete or absent, even if the process is killed."""
 
 import contextlib
 import json
@@ -10,22 +10,23 @@ from typing import Any, BinaryIO
 
 from dab_detr.errors import InputError
 
-# ends the names of files that are being written; a killed process leaves one
+# suffix of files that are being written; a killed process leaves such a file
 UNFINISHED = ".unfinished"
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Make or replace a file as a whole: written aside, put on the disk, then renamed.
+    """Write or replace a file atomically: write a temporary file, sync it to disk, rename it.
 
     Args:
-        path: in a folder that exists.
-        write: is given the open binary file.
+        path: in an existing folder.
+        write: called with the open binary file.
 
     Raises:
-        InputError: if it cannot be written, e.g. because the disk is full; what was there remains.
+        InputError: if it cannot be written, e.g. because the disk is full; an existing file is
+            kept.
     """
     path = Path(path)
-    # several processes, of several machines too, may write the same file at once
+    # several processes, also on several machines, may write the same file at the same time
     own = f"{socket.gethostname()}-{os.getpid()}"
     unfinished = path.with_name(f".{path.name}.{own}{UNFINISHED}")
     try:
@@ -37,7 +38,7 @@ def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) ->
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        # torch.save says that something went wrong, not what
+        # torch.save's own error does not give the reason
         reason = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(reason, OSError):
             raise cannot_be_written(path, reason) from error
@@ -45,17 +46,18 @@ def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) ->
 
 
 def cannot_be_written(path: str | os.PathLike, reason: OSError) -> InputError:
-    """What to tell the user when ``path``, a file or the folder of one, cannot be written."""
+    """The error for a file, or the folder of a file, that cannot be written."""
     return InputError(
-        f"{path} cannot be written ({reason.strerror or reason}): make room or choose another "
-        "folder. What was written before is whole."
+        f"{path} cannot be written ({reason.strerror or reason}): free disk space or choose "
+        "another folder. Files that were written before are complete."
     )
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The JSON objects of a file that has one a line and is appended to, such as ``metrics.json``.
+    """The JSON objects of a file with one object per line, such as ``metrics.json``.
 
-    A line that is none is left out: a process that is killed while it writes leaves half of one.
+    Lines that are not JSON objects are skipped: a process that is killed while it appends leaves an
+    incomplete line.
     """
     records = []
     for line in Path(path).read_bytes().splitlines():

@@ -1,7 +1,7 @@
-"""A model's settings by flat names: the keys of Detectron2's YAML configs.
+"""A model's settings by flat names, which are the keys of Detectron2's YAML configs.
 
-Whoever reads settings from elsewhere, such as a checkpoint's tensors or a recorded run, builds the
-model by the same names.
+Code that reads settings from elsewhere, such as a checkpoint's tensors, builds models by the same
+names.
 """
 
 import copy
@@ -23,13 +23,13 @@ _LOSS = {
     "focal_alpha": ["criterion.focal_alpha", "criterion.matcher.focal_alpha"],
     "focal_gamma": ["criterion.focal_gamma", "criterion.matcher.focal_gamma"],
 }
-# flat name -> the places in the model's config that it stands for
+# flat name -> the keys of the model's config that it sets
 PLACES = {
     "in_features": ["in_features"],
     "num_classes": ["num_classes"],
     "num_select": ["num_select"],
     **_LOSS,
-    # those that version 0.1 had side by side
+    # the flat keys of version 0.1
     **{old.removeprefix("model."): [new.removeprefix("model.")] for old, new in MOVED_KEYS.items()},
 }
 
@@ -43,11 +43,10 @@ def model_config(**settings: Any) -> DictConfig:
     """The paper's R50 model as a LazyConfig, with other settings.
 
     Args:
-        settings: by the names in :data:`PLACES`; those of the losses may stand in a mapping
-            ``loss``.
+        settings: by the names in :data:`PLACES`; those of the losses may be in a mapping ``loss``.
 
     Raises:
-        KeyError: for a name that is none of them.
+        KeyError: for an unknown name.
     """
     model = copy.deepcopy(_base())
     losses = settings.pop("loss", {})
@@ -58,7 +57,7 @@ def model_config(**settings: Any) -> DictConfig:
 
 
 def flat_settings() -> dict[str, Any]:
-    """The paper's settings by their flat names, those of the losses in a mapping ``loss``."""
+    """The paper's settings by flat name, with those of the losses in a mapping ``loss``."""
     model = _base()
     values = {name: OmegaConf.select(model, places[0]) for name, places in PLACES.items()}
     losses = {name: values.pop(name) for name in _LOSS}

@@ -1,17 +1,17 @@
-"""What version 0.1 called otherwise: modules that its config files name, keys of its configs."""
+"""Modules and config keys of version 0.1 that have another name now."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from dab_detr.errors import InputError
 
-# former module -> the one that has its classes and functions now
+# former module -> current module of its classes and functions
 MOVED_MODULES = {
     "dab_detr.engine.coco_evaluator": "dab_detr.evaluation.coco_evaluator",
     "dab_detr.engine.voc_evaluator": "dab_detr.evaluation.voc_evaluator",
 }
 
-# former key -> the present one; that others follow it is said in configs/models/dab_detr_r50.py
+# former key -> current key; configs/models/dab_detr_r50.py shows which other keys refer to it
 MOVED_KEYS = {
     "model.d_model": "model.transformer.d_model",
     "model.num_heads": "model.transformer.encoder.num_heads",
@@ -33,13 +33,13 @@ MOVED_KEYS = {
 
 
 def refuse_moved_keys(keys: Iterable[str], where: str) -> None:
-    """Refuse keys that have another name now.
+    """Refuse keys of version 0.1.
 
     Args:
-        keys: with their paths. where: what has them, for the message.
+        keys: keys with their full path. where: where they are, for the message.
 
     Raises:
-        InputError: with the present names.
+        InputError: with the current names.
     """
     moved = [f"{key} is {MOVED_KEYS[key]} now" for key in keys if key in MOVED_KEYS]
     if moved:
@@ -47,7 +47,7 @@ def refuse_moved_keys(keys: Iterable[str], where: str) -> None:
 
 
 def current_name(name: Any) -> Any:
-    """The name that a class or function has now; what has not moved is returned as it is."""
+    """The current name of a class or function; a current name is returned unchanged."""
     if isinstance(name, str):
         module, dot, member = name.rpartition(".")
         return f"{MOVED_MODULES.get(module, module)}{dot}{member}"
@@ -55,10 +55,10 @@ def current_name(name: Any) -> Any:
 
 
 def use_current_names(content: Any) -> None:
-    """Replace the former names of what has moved by those of now, in a config's ``_target_``.
+    """Replace former names by current ones in the ``_target_`` keys of a config.
 
     Args:
-        content: of dicts and lists; is changed.
+        content: nested dicts and lists; changed in place.
     """
     if isinstance(content, dict):
         if "_target_" in content:

@@ -1,4 +1,4 @@
-"""``key=value`` on a command line: Hydra's grammar, and text as it stands where text is wanted."""
+"""``key=value`` overrides: Hydra's grammar, but text values are taken literally."""
 
 import difflib
 
@@ -14,12 +14,12 @@ from dab_detr.moved import MOVED_KEYS, refuse_moved_keys
 def apply_override(cfg: DictConfig, override: str) -> None:
     """Change a key of a config.
 
-    A value is read by Hydra's grammar: numbers, True, null, [lists], {dictionaries}, text with or
-    without quotes. Where the config has text, such as a path, what that grammar does not take, or
-    takes for a number, is the text that it is.
+    A value is parsed by Hydra's grammar: numbers, True, null, [lists], {dictionaries}, text with or
+    without quotes. If the config's value is text, such as a path, a value that this grammar does
+    not accept, or parses as a number, is taken literally.
 
     Args:
-        cfg: is changed.
+        cfg: changed in place.
         override: ``key=value``; ``+key=value`` adds a key.
 
     Raises:
@@ -41,7 +41,7 @@ def apply_override(cfg: DictConfig, override: str) -> None:
             if isinstance(before, DictConfig) and isinstance(value, list):
                 raise ValueError("it has keys of its own.")
             OmegaConf.update(cfg, key, value, merge=True)
-            # a reference to another key, ${...}, has to lead somewhere
+            # a reference to another key, ${...}, has to resolve
             OmegaConf.select(cfg, key)
     except InputError:
         raise
@@ -54,19 +54,19 @@ def apply_override(cfg: DictConfig, override: str) -> None:
 
 
 def _value(override: str, text: str, *, is_text: bool) -> object:
-    """What a value means.
+    """Parse the value of an override.
 
     Args:
-        override: with its key. text: the value alone.
-        is_text: the config's own value is text; it may also become null or a list.
+        override: key and value. text: the value only.
+        is_text: the config's current value is text; null and lists are also allowed.
     """
     try:
         parsed = OverridesParser.create().parse_override(override)
         if parsed.is_sweep_override():
-            raise ValueError("it means several values.")
+            raise ValueError("it stands for several values.")
         value = parsed.value()
     except Exception:
-        # names in other scripts are beyond Hydra, in lists as well
+        # Hydra does not accept non-Latin characters, not even in lists
         value = _list(text)
         if value is None and is_text:
             value = text
@@ -77,7 +77,7 @@ def _value(override: str, text: str, *, is_text: bool) -> object:
 
 
 def _may_be_switch(value: object) -> bool:
-    """Any other text or number would be taken for True."""
+    """Whether a value can be that of a switch; any other text or number would count as True."""
     return value is None or isinstance(value, bool) or (isinstance(value, str) and "${" in value)
 
 
@@ -92,7 +92,7 @@ def _list(text: str) -> list | None:
 
 
 def _get(cfg: DictConfig, key: str) -> object:
-    """The value that a key has or refers to; None if it refers to nothing."""
+    """The value of a key, resolved; None if its reference cannot be resolved."""
     try:
         return OmegaConf.select(cfg, key)
     except Exception:
@@ -100,7 +100,7 @@ def _get(cfg: DictConfig, key: str) -> object:
 
 
 def _require_key(cfg: DictConfig, key: str) -> None:
-    """Refuse a key that is not in the config: it would be added and then ignored."""
+    """Refuse a key that is not in the config, which would be added and then ignored."""
     refuse_moved_keys([key], f"The override of {key}")
     node = cfg
     for part in key.split("."):
@@ -109,7 +109,7 @@ def _require_key(cfg: DictConfig, key: str) -> None:
         elif isinstance(node, DictConfig) and part in node:
             node = node._get_node(part)
         else:
-            # the short names of version 0.1 are remembered, and misspelt, too
+            # users may also misspell the short names of version 0.1
             names = {name: name for name in _keys(cfg)} | MOVED_KEYS
             close = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
             present = dict.fromkeys(names[name] for name in close)

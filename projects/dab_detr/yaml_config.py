@@ -1,8 +1,8 @@
-"""LazyConfigs as YAML, such as the ``config.yaml`` that every training writes: data, no code.
+"""Reads LazyConfigs in YAML, such as the ``config.yaml`` of a training, without running code.
 
-Detectron2's own loader runs what such a file says while reading it, and ``instantiate`` would call
-any function that it names. Here it can name what this project and Detectron2 build models, data and
-optimizers of, and nothing else. A Python config has no such bounds: it is a program.
+Detectron2's own loader can run code in such a file, and ``instantiate`` calls any function that it
+names. Here a file may only name the classes and functions with which this project and Detectron2
+build models, data and optimizers. A Python config has no such limits: it is a program.
 """
 
 import re
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from dab_detr.errors import InputError
 from dab_detr.moved import current_name, use_current_names
 
-# where the classes and functions that a file names have to be defined
+# modules whose classes and functions a file may name
 _MODULES = (
     "dab_detr.data",
     "dab_detr.engine.optimizer",
@@ -33,7 +33,7 @@ _MODULES = (
     "torch.nn",
     "torch.optim",
 )
-# ${train.output_dir} or ${..lr}: another key; all else in braces calls a function
+# ${train.output_dir} or ${..lr} refers to another key; anything else in ${} calls a resolver
 _REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")
 
 
@@ -41,22 +41,22 @@ def read_yaml(path: Path) -> DictConfig:
     """Read a LazyConfig without running anything.
 
     Raises:
-        InputError: if it is no YAML, no mapping, or names what a YAML config may not name.
+        InputError: if it is not YAML, not a mapping, or names something that is not allowed.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
         if not isinstance(content, dict):
-            raise ValueError("it has no sections.")
+            raise ValueError("it is not a mapping with sections.")
         use_current_names(content)
         _check(content)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"The config file {path} does not load: {reason}") from error
+        raise InputError(f"The config file {path} cannot be loaded: {reason}") from error
     return OmegaConf.create(content, flags={"allow_objects": True})
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own types, and the two tags that a config with tuples and classes is written with."""
+    """Standard YAML types, and the two tags with which tuples and classes are written."""
 
     def _tuple(self, node: yaml.Node) -> tuple:
         return tuple(self.construct_sequence(node, deep=True))
@@ -80,22 +80,22 @@ def _check(node: Any) -> None:
         for value in node:
             _check(value)
     elif isinstance(node, str) and "${" in _REFERENCE.sub("", node):
-        raise ValueError(f"{node!r} is no reference to another key, as ${{train.output_dir}} is.")
+        raise ValueError(f"{node!r} is not a reference to a key, such as ${{train.output_dir}}.")
 
 
 def _locate(name: Any) -> Any:
-    """The class or function of that name, which has to be one of :data:`_MODULES`."""
-    # importing a module runs it, so that of a stranger is not even imported
+    """The class or function of that name, which has to be in one of :data:`_MODULES`."""
+    # importing a module runs it, so other modules are not imported
     if isinstance(name, str) and name.split(".")[0] in {x.split(".")[0] for x in _MODULES}:
         try:
             found = locate(name)
         except Exception as error:
             raise ValueError(f"there is no {name}.") from error
-        # a module also has what it imports itself
+        # a module may also have names that it imports from other modules
         home = getattr(found, "__module__", None) or ""
         if callable(found) and any(home == x or home.startswith(f"{x}.") for x in _MODULES):
             return found
     raise ValueError(
-        f"it names {name!r}, which is none of the classes and functions that a YAML config may "
-        f"name (those of {', '.join(_MODULES)}); a Python config may name any."
+        f"it names {name!r}, but a YAML config may only name classes and functions of "
+        f"{', '.join(_MODULES)}; a Python config may name any."
     )

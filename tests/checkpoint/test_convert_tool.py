@@ -34,9 +34,9 @@ def test_the_tool_refuses_what_it_cannot_write(tool, official, tmp_path, capsys)
     for arguments, words in (
         ([source, tmp_path / "out.onnx"], "has to end in .pth"),
         ([source, tmp_path / "folder.pth", "--force"], "directory of something else"),
-        ([resnet, tmp_path / "out.pth", "--to", "official"], "not of a backbone"),
+        ([resnet, tmp_path / "out.pth", "--to", "official"], "not for a backbone"),
         ([resnet, tmp_path / "out.pth", "--num-classes", "80"], "no classes to change"),
-        ([empty, tmp_path / "out.pth"], "does not hold tensors by name: 'x' is a str"),
+        ([empty, tmp_path / "out.pth"], "is not a dictionary of tensors: 'x' is a str"),
     ):
         assert main([str(a) for a in arguments]) == 1
         assert words in capsys.readouterr().err
@@ -51,11 +51,11 @@ def test_the_tool_converts_and_keeps_what_is_there(tool, official, tmp_path, cap
     text = capsys.readouterr().out
     assert "layout official: 584 tensors used, 6 not needed" in text
     assert "stored twice: transformer.decoder.bbox_embed.layers.0.weight" in text
-    assert "91 rows (raw COCO ids) became Detectron2's 80 classes" in text
+    assert "91 rows (raw COCO ids) converted to Detectron2's 80 classes" in text
     assert len(read_checkpoint(out)["model"][CLASS_HEAD]) == 80
 
     assert main([str(source), str(out)]) == 1
-    assert "exists already; --force replaces it" in capsys.readouterr().err
+    assert "already exists; --force replaces it" in capsys.readouterr().err
     assert main([str(source), str(out), "--force"]) == 0
     assert len(read_checkpoint(out)["model"][CLASS_HEAD]) == 91
     back = tmp_path / "back.pth"

@@ -133,7 +133,7 @@ def test_a_file_without_a_description_is_known_by_its_names(small_model, tmp_pat
     "change, words",
     [
         (lambda s: s.pop("transformer.decoder.norm.weight"), r"lacks transformer\.decoder\.norm"),
-        (lambda s: s.update({"transformer.new": torch.ones(1)}), r"has no transformer\.new"),
+        (lambda s: s.update({"transformer.new": torch.ones(1)}), r"does not have transformer\.new"),
         (
             lambda s: s.update({"transformer.decoder.norm.weight": torch.ones(3)}),
             r"norm\.weight is \(3,\) in the file and \(32,\) in the model",
@@ -158,7 +158,9 @@ def test_a_file_of_a_later_version_is_refused(small_model, tmp_path, name):
     model = small_model()
     description = Checkpointer(model, complete=True).description() | {"version": 3}
     write_state(model.state_dict(), tmp_path / name, description)
-    with pytest.raises(InputError, match=f"{name} has the format dab_detr 3.*newer dab_detr"):
+    with pytest.raises(
+        InputError, match=f"{name} has version 3 of the format dab_detr.*newer dab_detr"
+    ):
         Checkpointer(model, complete=True).load(str(tmp_path / name))
 
 
@@ -224,7 +226,7 @@ def test_91_classes_of_ones_own_do_not_become_cocos_80(small_model, tmp_path, ca
     for names, wanted in ((own, list(COCO_NAMES)), (own, None), (list(RAW_COCO_NAMES), eighty)):
         assert load(names, wanted, 80) == [None] * 80
     for names in (own, list(RAW_COCO_NAMES)):
-        with pytest.raises(InputError, match="91 classes, the model 80; it has no tool 0, tool 1"):
+        with pytest.raises(InputError, match="91 classes, the model 80; it lacks tool 0, tool 1"):
             load(names, eighty, complete=True)
     # COCO's 80 do not become the 91 of one's own either
     assert load(list(COCO_NAMES), own) == [None] * 91

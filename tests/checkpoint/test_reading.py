@@ -57,8 +57,8 @@ def test_a_checkpoint_in_several_files_is_read_by_folder_and_by_index(tmp_path, 
     (tmp_path / "gone").rename(tmp_path / "hf" / f"part 1.{kind}")
     for change, words in (
         (lambda files: files.update({"tensor.9": f"part 0.{kind}"}), r"lack tensor\.9"),
-        (lambda files: files.update({"tensor.9": f"../part 0.{kind}"}), "no file of its folder"),
-        (lambda files: files.update({"tensor.9": index.name}), "no file of its folder"),
+        (lambda files: files.update({"tensor.9": f"../part 0.{kind}"}), "not a file of its folder"),
+        (lambda files: files.update({"tensor.9": index.name}), "not a file of its folder"),
         (lambda files: files.clear(), "no weight_map"),
     ):
         content = json.loads(index.read_text())
@@ -123,7 +123,7 @@ def test_wrappers_leave_no_trace_for_training_and_converter(
 def test_what_lightning_keeps_beside_the_model_is_named(layouts, tmp_path):
     state = {f"model.{name}": tensor for name, tensor in layouts["official"].items()}
     torch.save({"state_dict": {**state, "criterion.weight": torch.ones(2)}}, tmp_path / "in.ckpt")
-    with pytest.raises(InputError, match=r"official has no criterion\.weight"):
+    with pytest.raises(InputError, match=r"official does not have criterion\.weight"):
         Checkpointer(own_model(), complete=True).load(str(tmp_path / "in.ckpt"))
     torch.save({"module.a": torch.ones(1), "a": torch.ones(1)}, tmp_path / "twice.pth")
     with pytest.raises(InputError, match="twice.pth has a twice"):
@@ -229,8 +229,8 @@ def test_objects_are_refused_without_advice_to_trust_them(tmp_path, value, name,
     with pytest.raises(InputError) as caught:
         read_checkpoint(file)
     assert str(caught.value) == (
-        f"The checkpoint {file} is refused: it holds more than tensors ({name}), and reading that "
-        "could run code. Save its weights alone, e.g. as .safetensors."
+        f"The checkpoint {file} is refused: it has more than tensors ({name}), and reading that "
+        "could run code. Save only its weights, e.g. as .safetensors."
     )
 
 

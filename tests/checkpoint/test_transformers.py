@@ -206,7 +206,7 @@ def test_what_the_tensors_do_not_show_comes_from_the_file_or_is_asked_for(
     arguments.dilation = True
     torch.save({"model": official, "args": arguments}, file)
     assert convert([file, folder, "--to", "hf", "--force"]) == 1
-    assert "dilates timm's ResNets alone (DC5)" in capsys.readouterr().err
+    assert "dilation (DC5) only for timm's ResNets" in capsys.readouterr().err
     with caplog.at_level("WARNING", logger="dab_detr"):
         Checkpointer(ours, complete=True).load(file)
     assert "trained with dilation=True, the model has False" in caplog.text

@@ -51,18 +51,18 @@ def categories(*entries):
 ROOT = (0, "animals", "none"), (5, "cat", "animals"), (9, "dog", "animals")
 WARNED = {
     "relative": (
-        r"All boxes of 'own_train' \(.*train.json\) lie within 0..1",
+        r"All boxes of 'own_train' \(.*train.json\) are within 0..1",
         boxes([0.1, 0.2, 0.5, 0.3]),
         None,
     ),
     "corners": (
-        r"Most boxes of 'own_train' \(.*train.json\) reach outside",
+        r"Most boxes of 'own_train' \(.*train.json\) extend beyond",
         boxes([30, 20, 60, 40]),
         None,
     ),
     "crowds": (r"'own_val' \(.*val.json\) has crowd regions only", None, boxes(iscrowd=1)),
     "root": (r"class 'animals' of \S+train.json has no annot", *[categories(*ROOT)] * 2),
-    "areas": ("4 areas are no positive numbers; those of the boxes", boxes(area=-3), None),
+    "areas": ("4 areas are not positive numbers; the areas of the boxes", boxes(area=-3), None),
 }
 
 

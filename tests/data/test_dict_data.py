@@ -226,7 +226,7 @@ WRONG = {
     "no images": (lambda r: [], "training data has no images"),
     "records of another kind": (lambda r: [*r, 7], "record 3 is a int; a dict"),
     "no file": (fields(file_name=None), "record 0 has the file_name None"),
-    "some without id": (one(2, image_id=None), r"record 2 \(.*3.png\) has no image_id, which"),
+    "some without id": (one(2, image_id=None), r"record 2 \(.*3.png\) has no image_id, but"),
     "id of another kind": (fields(image_id=[1]), rf"{FIRST} has the image_id \[1\]"),
     "no positive size": (fields(width=0), rf"{FIRST} has the size 0 x 48"),
     "size as text": (fields(height="48"), rf"{FIRST} has the size 64 x '48'"),
@@ -268,7 +268,7 @@ def raises(_):
 WRONG_TO_EVALUATE = {
     "class -1": (one(0, category_id=-1), f"{BOX} category_id -1"),
     "one id for two": (fields(image_id=5), "'dict_val' uses an image_id more than once: 5"),
-    "no boxes": (boxes(bbox=[0, 0, 0, 0]), "'dict_val' have no box with a size"),
+    "no boxes": (boxes(bbox=[0, 0, 0, 0]), "'dict_val' have no valid box"),
     "no images": (lambda r: [], "'dict_val' has no images to evaluate on"),
     "cannot be loaded": (lambda r: lambda: raises(r), "'dict_val' cannot be loaded: KeyError"),
 }
@@ -292,7 +292,7 @@ def test_names_of_classes_have_to_be_set_and_equal(records, register, run, capsy
     assert "MetadataCatalog.get('dict_train').thing_classes" in capsys.readouterr().err
     register("dict_train", records, "cat")
     assert run() == 1
-    assert "thing_classes of 'dict_train' are no list of names: cat" in capsys.readouterr().err
+    assert "thing_classes of 'dict_train' are not a list of names: cat" in capsys.readouterr().err
     register("dict_train", records, ["dog", "cat"])
     assert run() == 1
     assert "id 0 is 'dog' and 'cat'" in capsys.readouterr().err
@@ -329,5 +329,5 @@ def test_a_part_of_a_registered_file_stays_a_part(own_data, register):
     assert len(register("dict_train", half).records) == 2
     with pytest.raises(InputError, match="no data set 'dict_trian'; did you mean dict_train"):
         checked_dataset("dict_trian")
-    with pytest.raises(InputError, match="no data set 'xyz'[.] One of your own"):
+    with pytest.raises(InputError, match="no data set 'xyz'[.] Register a custom data set"):
         checked_dataset("xyz")

@@ -93,14 +93,14 @@ WRONG = {
     "no JSON": ("train", lambda c: "{", "train.json cannot be read as JSON"),
     "binary": ("train", lambda c: "\0\1\2", "train.json cannot be read as JSON"),
     "blank file": ("val", lambda c: " ", "val.json cannot be read as JSON"),
-    "a list": ("train", lambda c: "[]", "train.json hold a list"),
+    "a list": ("train", lambda c: "[]", "train.json are a JSON list"),
     "no images": ("train", section("images", None), "have no list 'images'"),
     "no categories": ("train", section("categories", None), "have no list 'categories'"),
     "no annotations": ("train", section("annotations", None), "have no list 'annotations'"),
     "images no list": ("train", section("images", {}), "have no list 'images'"),
-    "empty images": ("train", section("images", []), "hold no images"),
-    "empty categories": ("train", section("categories", []), "hold no categories"),
-    "not one annotation": ("train", section("annotations", []), "hold no annotations"),
+    "empty images": ("train", section("images", []), "have no images"),
+    "empty categories": ("train", section("categories", []), "have no categories"),
+    "not one annotation": ("train", section("annotations", []), "have no annotations"),
     "entry of another kind": ("train", section("annotations", [7]), "entry 0 of annotations lacks"),
     "annotation without box": ("train", annotation(1, bbox=None), "entry 1 .* lacks bbox"),
     "annotation without id": ("train", annotation(0, id=None), "entry 0 .* lacks id"),
@@ -111,13 +111,13 @@ WRONG = {
     "annotation id twice": ("train", annotation(1, id=10), "ids of annotations more than once: 10"),
     "image id twice": ("train", image(1, id=1), "ids of images more than once: 1"),
     "category id twice": ("train", category(1, id=5), "ids of categories more than once: 5"),
-    "id of another kind": ("train", image(1, id=[2]), r"\[2\] is no id of images"),
-    "ids of two kinds": ("train", image(1, id="2"), "'2' is no id of images"),
-    "no id": ("train", category(1, id=None), "None is no id of categories"),
+    "id of another kind": ("train", image(1, id=[2]), r"images have the id \[2\]"),
+    "ids of two kinds": ("train", image(1, id="2"), "images have the id '2'"),
+    "no id": ("train", category(1, id=None), "categories have the id None"),
     "category ids as text": (
         "train",
         lambda c: json.loads(json.dumps(c).replace('"id": 5', '"id": "5"')),
-        "'5' is no id of categories",
+        "categories have the id '5'",
     ),
     "category without name": ("train", category(1, name=None), "category 9 has the name None"),
     "category with a number": ("train", category(1, name=3), "category 9 has the name 3"),
@@ -129,7 +129,7 @@ WRONG = {
     ),
     "crowd as text": ("train", annotation(0, iscrowd="0"), "annotation 10 has the iscrowd '0'"),
     "beyond all numbers": ("train", annotation(0, bbox=[0, 0, 10**400, 5]), "four numbers"),
-    "boxes of no size to evaluate": ("val", all_boxes(bbox=[3, 3, 0, 5]), "no box with a size"),
+    "boxes of no size to evaluate": ("val", all_boxes(bbox=[3, 3, 0, 5]), "no valid box"),
     "three numbers": ("train", annotation(0, bbox=[1, 2, 3]), r"annotation 10 .*\[1, 2, 3\]"),
     "box of text": ("train", annotation(0, bbox=[1, 2, "3", 4]), "four numbers"),
     "box no list": ("train", annotation(3, bbox=7), "annotation 13 has the bbox 7"),
@@ -143,11 +143,11 @@ WRONG = {
     "another folder": (
         "train",
         all_images_elsewhere,
-        "4 images of the training data 4 do not exist",
+        "4 images of the training data, 4 do not exist",
     ),
     "missing to evaluate": ("val", image(0, file_name="gone.png"), "1 images of .*'own_val'.*gone"),
-    "boxes of no size only": ("train", all_boxes(bbox=[3, 3, 0, 5]), "no box that can be learnt"),
-    "crowds only": ("train", all_boxes(iscrowd=1), "no box that can be learnt"),
+    "boxes of no size only": ("train", all_boxes(bbox=[3, 3, 0, 5]), "no box to train on"),
+    "crowds only": ("train", all_boxes(iscrowd=1), "no box to train on"),
 }
 
 
@@ -269,10 +269,10 @@ def test_what_can_be_mended_is_and_is_reported(own_data, run, tmp_path, capsys):
     report = (tmp_path / "out" / "log.txt").read_text()
     for line in (
         "Data for training: 3 images with 2 boxes.",
-        r"1 boxes reach outside their image and are clipped: \[-4.*1.png",
-        "3 boxes have no size, a negative one, or lie outside .* dropped",
+        r"1 boxes extend beyond their image and are clipped: \[-4.*1.png",
+        "3 boxes have no size, a negative one, or are outside .* dropped",
         "1 boxes are not finite numbers and are dropped",
-        "1 crowd regions are not learnt from",
+        "1 crowd regions are not used for training",
         "2 images have no boxes: .*2.png, .*3.png",
         "1 images do not exist .* left out: .*gone.png",
     ):
@@ -342,7 +342,7 @@ def test_an_unreadable_image_is_named_and_replaced_up_to_a_limit(own_data, run, 
     assert run(train, val) == 0, capsys.readouterr().err
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count("2.png cannot be read") == 1
-    assert "Another image takes its place (1 of at most 10)" in log
+    assert "Another image is used instead (1 of at most 10)" in log
     assert run(train, val, "train.max_unreadable_images=0") == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert re.search(r"2.png cannot be read: .*train.max_unreadable_images is 0", last)
@@ -387,7 +387,7 @@ def test_an_image_too_narrow_to_be_resized_counts_as_unreadable(own_data, run, t
     assert run(train, val, "--config-file", str(config)) == 0, capsys.readouterr().err
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "2.png is 3000 x 1 pixels, too narrow to be resized" in log
-    assert "Another image takes its place" in log
+    assert "Another image is used instead" in log
 
 
 def test_a_narrow_image_takes_no_memory_by_the_published_crop(own_data, tmp_path):
@@ -424,7 +424,7 @@ def test_a_small_set_that_cannot_be_read_at_all_ends_in_a_sentence(
             Image.new("RGB", (48, 64)).save(Path(train[0]) / f"{number}.png")
     assert run(train, val, f"dataloader.train.num_workers={workers}") == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
-    assert re.search(r"train_net.py: .*[1-4].png .*mend the training data", last)
+    assert re.search(r"train_net.py: .*[1-4].png .*repair the training data", last)
 
 
 def test_as_many_detections_are_written_as_the_model_selects(own_data, run, tmp_path):

@@ -298,12 +298,12 @@ def test_an_evaluation_alone_evaluates_the_average_too(in_process, load_tool, tm
     assert scores(again, "inference") == mean
     # a file without one is evaluated as it is
     assert evaluate(average, "train.ema.enabled=True").keys() == {"bbox"}
-    assert f"{average} holds no averaged weights" in (again / "log.txt").read_text()
+    assert f"{average} has no EMA weights" in (again / "log.txt").read_text()
 
 
 def test_what_has_no_average_is_not_converted_as_one(load_tool, tmp_path, capsys):
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "in.pth")
     arguments = [str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--ema"]
     assert load_tool("convert_checkpoint").main(arguments) == 1
-    assert "in.pth holds no averaged weights" in capsys.readouterr().err
+    assert "in.pth has no EMA weights" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()

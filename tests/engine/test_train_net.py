@@ -187,7 +187,7 @@ WRONG = {
     "unknown argument of the optimizer": (["+optimizer.foo=1"], "section optimizer .*foo"),
     "unknown argument of the model": (["+model.depth=3"], "section model does not work.*depth"),
     "impossible model": (["model.transformer.queries.anchor_init=gird"], "anchor_init is 'gird'"),
-    "unknown level": (["model.in_features=[res7]"], "'res7', but ResNet gives"),
+    "unknown level": (["model.in_features=[res7]"], "'res7', but ResNet has"),
 }
 
 
@@ -338,7 +338,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(in_process, trained, tmp_path
         (
             "model.transformer.decoder.num_layers=1",
             weights,
-            r"which has no transformer\.queries\.position_scale\S+",
+            r"which does not have transformer\.queries\.position_scale\S+",
         ),
         (
             "model.transformer.decoder.num_layers=3",

@@ -101,12 +101,12 @@ def test_a_config_stays_as_it_is(config, tmp_path, scaled):
     "content, words",
     [
         ("{", "broken.json cannot be read as JSON"),
-        ('{"images": []}', "broken.json hold no images"),
+        ('{"images": []}', "broken.json have no images"),
         (
             '{"images": [{"id": 1, "file_name": "gone.png", "width": 9, "height": 9}],'
             ' "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],'
             ' "categories": [{"id": 1, "name": "thing"}]}',
-            "1 images of the training data 1 do not exist, the first is .*gone.png",
+            "1 images of the training data, 1 do not exist, the first is .*gone.png",
         ),
     ],
     ids=["no JSON", "no images", "image missing"],

@@ -181,20 +181,20 @@ def test_timms_models_take_images_of_any_size(name, batch):
 
 @pytest.mark.parametrize("name", ["mixer_s16_224", "hiera_tiny_224", "coatnet_0_rw_224"])
 def test_models_of_one_size_are_refused_when_they_are_built(name):
-    with pytest.raises(ValueError, match=f"'{name}' does not take images of every size"):
+    with pytest.raises(ValueError, match=f"'{name}' does not accept images of every size"):
         timm_backbone(name)
 
 
 def test_a_size_that_timm_refuses_later_is_told_in_a_sentence():
     backbone = timm_backbone("mvitv2_tiny")
-    with pytest.raises(InputError, match="'mvitv2_tiny' takes no images of 64 x 512 pixels"):
+    with pytest.raises(InputError, match="'mvitv2_tiny' does not accept images of 64 x 512 pixels"):
         backbone(torch.randn(1, 3, 64, 512))
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"out_indices": (55,)}, "no such feature maps"),
+        ({"out_indices": (55,)}, "does not return such feature maps"),
         ({"out_indices": (11, -1)}, "name a level .* twice"),
         ({"patch": 3}, "unexpected keyword argument 'patch'"),
     ],

@@ -235,7 +235,7 @@ def test_other_layouts_have_no_place_for_it(chosen_model, tmp_path, load_tool, c
     model = chosen_model()
     for layout in ("official", "hf"):
         with pytest.raises(
-            InputError, match=rf"{layout} knows anchor boxes.*transformer\.queries\."
+            InputError, match=rf"{layout} only supports anchor boxes.*transformer\.queries\."
         ):
             from_dab_detr(model.state_dict(), layout)
     Checkpointer(model, str(tmp_path), complete=True).save("model_final")

@@ -45,7 +45,7 @@ def test_a_font_of_last_resort_is_none(caplog):
     # for private use, in no other font
     with caplog.at_level(logging.WARNING):
         assert (picture("\U0010abcd", "dog") == picture("class 0")).all()
-    assert "No installed font has all letters" in caplog.text
+    assert "No installed font has all characters" in caplog.text
 
 
 def test_without_a_font_the_class_has_its_number_which_is_said_once(caplog, monkeypatch):

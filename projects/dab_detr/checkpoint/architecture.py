@@ -1,4 +1,4 @@
-"""What model the tensors of a checkpoint are of, and whether it is a whole one."""
+"""Settings of a model from the tensors of its checkpoint, and checks for completeness."""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +14,10 @@ from dab_detr.flat_config import model_config
 
 
 def architecture(state: Mapping[str, Tensor]) -> dict[str, int | bool]:
-    """Settings of a model with anchor boxes that the tensors' names and shapes tell.
+    """Settings of a model with anchor boxes, from the names and shapes of its tensors.
 
     By their names in :data:`dab_detr.flat_config.PLACES`, and ``in_channels`` of the projection.
-
-    Number of heads, temperatures and ``update_anchors`` leave no trace in them.
+    Number of heads, temperatures and ``update_anchors`` cannot be seen in the tensors.
     """
 
     def shape(name: str) -> torch.Size:
@@ -48,10 +47,13 @@ def architecture(state: Mapping[str, Tensor]) -> dict[str, int | bool]:
 
 
 def check_transformer(state: Mapping[str, Tensor], layout: str) -> None:
-    """Compare with the model that the shapes speak of: nothing missing, nothing too much.
+    """Compare the tensors with the model that their shapes describe.
+
+    Args:
+        layout: of the checkpoint, for the message.
 
     Raises:
-        InputError: naming the tensors. layout: where they come from, for the message.
+        InputError: naming tensors that are missing, unknown or of another shape.
     """
     arguments = architecture(state)
     in_channels = arguments.pop("in_channels")
@@ -72,7 +74,7 @@ def check_transformer(state: Mapping[str, Tensor], layout: str) -> None:
     own = [name for name in state if name.split(".")[0] in parts]
     unknown = [name for name in own if name not in expected]
     if unknown:
-        raise InputError(f"A DAB-DETR of these sizes has no {listed(unknown)}.")
+        raise InputError(f"A DAB-DETR of these sizes does not have {listed(unknown)}.")
     for name in own:
         if state[name].shape != expected[name]:
             raise InputError(
@@ -86,10 +88,13 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def check_resnet(state: Mapping[str, Tensor], layout: str) -> None:
-    """See that no block of the ResNet lacks a part, nor a full-size ResNet a block.
+    """Check that no block of the ResNet lacks a tensor, nor a full-size ResNet a block.
+
+    Args:
+        layout: of the checkpoint, for the message.
 
     Raises:
-        InputError: naming the tensors. layout: where they come from, for the message.
+        InputError: naming the missing tensors.
     """
     stages: dict[int, dict[int, set[str]]] = {}
     for name in state:

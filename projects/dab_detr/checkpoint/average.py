@@ -1,4 +1,4 @@
-"""The moving average of the weights, which a training's checkpoint holds beside the weights."""
+"""The EMA of the weights, which a training's checkpoint has beside the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from dab_detr.errors import InputError
 
 
 class NoAverage(InputError):
-    """A file without averaged weights."""
+    """A file without EMA weights."""
 
 
 def average_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Tensor]:
-    """The averaged weights, by the names that the weights have under "model".
+    """The EMA weights, by the names of the weights under "model".
 
     Args:
         checkpoint: from :func:`dab_detr.checkpoint.reading.read_checkpoint`. path: its file.
 
     Raises:
-        NoAverage: if it holds none.
+        NoAverage: if it has none.
     """
     state: Any = checkpoint
     # where Detectron2 keeps the state of a hook; torch's AveragedModel holds the model as "module"
@@ -27,8 +27,8 @@ def average_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Tensor]:
         state = state.get(key) if isinstance(state, Mapping) else None
     if not isinstance(state, Mapping):
         raise NoAverage(
-            f"{path} holds no averaged weights: the checkpoints model_<iteration>.pth and "
-            "model_final.pth of a training with train.ema.enabled=True do."
+            f"{path} has no EMA weights; model_<iteration>.pth and model_final.pth of a training "
+            "with train.ema.enabled=True have them."
         )
     prefix = "module."
     return {

@@ -1,4 +1,4 @@
-"""The class head of a checkpoint, fitted to the classes of a model by their names."""
+"""Fits the class head of a checkpoint to the classes of a model, by their names."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from dab_detr.errors import listed
 
 CLASS_WEIGHT, CLASS_BIAS = (f"transformer.decoder.class_head.{x}" for x in ("weight", "bias"))
-# Rows of the 91-way head (raw COCO ids) that are one of the 80 classes, in Detectron2's order.
+# Rows of the head with 91 rows (raw COCO ids) for the 80 classes, in Detectron2's order.
 COCO_ROWS = (
     *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
     *range(72, 83), *range(84, 91),
@@ -30,25 +30,25 @@ def fit_classes(
     wanted: Sequence[str] | None = None,
     may_restart: bool = True,
 ) -> str | None:
-    """Give the class head the rows of a model's classes, in place.
+    """Replace the rows of a class head by those of a model's classes, in place.
 
-    If the checkpoint's classes are known and have all that are wanted, their rows are taken by
-    name. Otherwise a head of the wanted number stays as it is, and any other starts from random
-    weights, as before a training.
+    If the checkpoint's class names are known and include all wanted ones, their rows are selected
+    by name. Otherwise a head with the wanted number of classes is kept, and any other is
+    re-initialised, as in a new model.
 
     Args:
         state: with :data:`CLASS_WEIGHT` and :data:`CLASS_BIAS`.
-        num_classes: of the model.
-        present: names of the checkpoint's classes by row, "" for no class; None: not known.
-        wanted: names of the model's ``num_classes`` classes by row; None: not known, which means
+        num_classes: number of classes of the model.
+        present: class name of each row in the checkpoint, "" for unused rows; None: not known.
+        wanted: class name of each of the model's ``num_classes`` rows; None: not known, which means
             COCO's if the checkpoint has COCO's and 80 or 91 (raw COCO ids) are wanted.
-        may_restart: the head may start from random weights.
+        may_restart: whether the head may be re-initialised.
 
     Returns:
-        What was done, or None if the head fits as it is.
+        A note on what was done; None if the head fits as it is.
 
     Raises:
-        ValueError: if the head would have to start from random weights, and may not.
+        ValueError: if the head would have to be re-initialised, but ``may_restart`` is False.
     """
     weight, bias = state[CLASS_WEIGHT], state[CLASS_BIAS]
     if present is not None and len(present) != len(weight):
@@ -71,8 +71,8 @@ def fit_classes(
         if present is None or wanted is None:
             return None
         return (
-            f"class head: kept row by row, though the checkpoint's classes are {listed(present)} "
-            f"and those wanted {listed(wanted)}"
+            f"class head: all rows kept, although the checkpoint's classes are {listed(present)} "
+            f"and the model's {listed(wanted)}"
         )
     elif not may_restart:
         raise ValueError(_mismatch(len(weight), num_classes, present, wanted))
@@ -82,23 +82,21 @@ def fit_classes(
         torch.nn.init.uniform_(new_weight, -bound, bound)
         # every class starts with probability 0.01, as in a new model
         new_bias = torch.full((num_classes,), -math.log(99)).to(bias)
-        note = (
-            f"class head: re-initialised, {len(weight)} classes in the file, {num_classes} wanted"
-        )
-        note += _how_to_say_coco(len(weight), num_classes, present)
+        note = f"class head: re-initialised, {len(weight)} classes in the file, {num_classes} in "
+        note += f"the model{_how_to_say_coco(len(weight), num_classes, present)}"
     state[CLASS_WEIGHT], state[CLASS_BIAS] = new_weight, new_bias
     return note
 
 
 def coco_names(num_classes: int, present: Sequence[str] | None) -> tuple[str, ...] | None:
-    """COCO's names, if a checkpoint of COCO's classes is to have 80 or 91 of them."""
+    """COCO's class names, if the checkpoint has COCO's and 80 or 91 classes are wanted."""
     if present is None or tuple(present) not in (COCO_NAMES, RAW_COCO_NAMES):
         return None
     return {80: COCO_NAMES, 91: RAW_COCO_NAMES}.get(num_classes)
 
 
 def _rows_by_name(present: Sequence[str] | None, wanted: Sequence[str] | None) -> list[int] | None:
-    """The row of each wanted class, -1 for one of no class; None if names do not decide."""
+    """The row of each wanted class, -1 for unused rows; None if names do not identify them."""
     if present is None or wanted is None:
         return None
     for names in (present, wanted):
@@ -114,11 +112,11 @@ def _rows_by_name(present: Sequence[str] | None, wanted: Sequence[str] | None) -
 def _note_by_name(present: Sequence[str], wanted: Sequence[str]) -> str:
     pair = tuple(present), tuple(wanted)
     if pair == (RAW_COCO_NAMES, COCO_NAMES):
-        return "class head: 91 rows (raw COCO ids) became Detectron2's 80 classes"
+        return "class head: 91 rows (raw COCO ids) converted to Detectron2's 80 classes"
     if pair == (COCO_NAMES, RAW_COCO_NAMES):
-        return "class head: 80 classes became 91 rows (raw COCO ids); rows of no class never score"
+        return "class head: 80 classes converted to 91 rows (raw COCO ids); unused rows never score"
     return (
-        f"class head: the rows of {listed(wanted)} were taken by name from the checkpoint's "
+        f"class head: the rows of {listed(wanted)} were selected by name from the checkpoint's "
         f"{len(present)}"
     )
 
@@ -129,12 +127,12 @@ def _mismatch(
     sentence = f"it has {count} classes, the model {num_classes}"
     if present is not None and wanted is not None:
         lacking = [name for name in wanted if name and name not in present]
-        sentence += f"; it has no {listed(lacking)}" if lacking else ""
+        sentence += f"; it lacks {listed(lacking)}" if lacking else ""
     return sentence + _how_to_say_coco(count, num_classes, present)
 
 
 def _how_to_say_coco(count: int, num_classes: int, present: Sequence[str] | None) -> str:
-    """What to do with a file that does not say whether its classes are COCO's."""
+    """A hint for a file that does not say whether its classes are COCO's."""
     if present is not None or (count, num_classes) != (91, 80):
         return ""
     return (

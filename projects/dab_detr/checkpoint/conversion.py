@@ -1,4 +1,4 @@
-"""From other layouts of a DAB-DETR to this project's and back, with an account of every tensor."""
+"""Conversion of DAB-DETR checkpoints from other layouts and back, with a report on all tensors."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,16 @@ from dab_detr.errors import InputError, listed
 
 @dataclass
 class Conversion:
-    """Tensors in this project's names, and what became of the others.
+    """Tensors with this project's names, and a report on the conversion.
 
     Attributes:
-        layout: where they come from.
-        state: tensors by our name.
-        used: for each tensor of the source that is in ``state``, its name there.
-        ignored: for each that is not, the reason.
-        notes: what was changed on the way.
-        class_names: of the class head's rows, "" for one of no class; None if not known.
+        layout: the source's layout.
+        state: tensors by our names.
+        used: source tensors that are in ``state``: their name to our name.
+        ignored: source tensors that are not: their name to the reason.
+        notes: what else was changed.
+        class_names: class name of each row of the class head, "" for unused rows; None if not
+            known.
     """
 
     layout: str
@@ -36,7 +37,7 @@ class Conversion:
     class_names: Sequence[str] | None = None
 
     def report(self) -> str:
-        """A few lines for a person."""
+        """The report as text, a few lines."""
         lines = [
             f"layout {self.layout}: {len(self.used)} tensors used, {len(self.ignored)} not needed"
         ]
@@ -53,12 +54,12 @@ def to_dab_detr(
 ) -> Conversion:
     """Rename and repack the tensors of a whole DAB-DETR or of a torchvision ResNet.
 
-    This project's own files stay as they are, whatever model they are of; those of version 0.1 get
-    the names of now.
+    Files of this project are returned unchanged, whatever their model; those of version 0.1 get the
+    current names.
 
     Args:
         tensors: by name, in one of :data:`~dab_detr.checkpoint.layouts.LAYOUTS`.
-        description: what the file says of itself, if it is this project's own.
+        description: the file's description, if it is this project's own.
 
     Raises:
         InputError: naming the tensor, if the layout is unknown, or a tensor is unknown, missing or
@@ -66,11 +67,11 @@ def to_dab_detr(
     """
     layout = detect_layout(tensors, description)
     if layout is None and description is not None:
-        # a backbone of this project's
+        # a backbone in this project's names
         layout = DAB_DETR
     if layout is None:
         raise InputError(
-            f"No known layout of a DAB-DETR ({', '.join(LAYOUTS)}) has tensors such as "
+            f"No known layout of DAB-DETR ({', '.join(LAYOUTS)}) has tensors such as "
             f"{listed(list(tensors))}."
         )
     if layout is DAB_DETR:
@@ -96,7 +97,7 @@ def to_dab_detr(
         _unpack_qkv(layout, remaining, conversion)
     places = {name: translate(name, layout.rows) for name in remaining}
     if unknown := [name for name, ours in places.items() if ours is None]:
-        raise InputError(f"The layout {layout.name} has no {listed(unknown)}.")
+        raise InputError(f"The layout {layout.name} does not have {listed(unknown)}.")
     conversion.state |= {ours: remaining[name] for name, ours in places.items()}
     conversion.used |= places
     if layout.is_own:
@@ -110,12 +111,12 @@ def to_dab_detr(
     if any(name.startswith("backbone.") for name in conversion.state):
         check_resnet(conversion.state, layout.name)
     else:
-        conversion.notes.append("the checkpoint holds no backbone")
+        conversion.notes.append("the checkpoint has no backbone")
     return conversion
 
 
 def require_settings(layout: Layout, settings: Mapping[str, Any]) -> None:
-    """Raise InputError, naming it, for a setting of a model that a layout has no place for."""
+    """Raise InputError, naming it, for a setting that a layout cannot express."""
     for name, needed in layout.settings:
         found = settings.get(name, needed)
         if found != needed:
@@ -125,17 +126,16 @@ def require_settings(layout: Layout, settings: Mapping[str, Any]) -> None:
 def from_dab_detr(
     state: Mapping[str, Tensor], layout: Layout | str, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
-    """The same tensors in the names and packing of another layout.
+    """The same tensors with the names and packing of another layout.
 
     Args:
-        state: in this project's names.
+        state: tensors by this project's names.
         layout: one of :mod:`dab_detr.checkpoint.layouts`, or "official" or "hf".
-        settings: what is known of the model beside its tensors, see
+        settings: known settings that the tensors do not show, see
             :mod:`dab_detr.checkpoint.settings`.
 
     Raises:
-        InputError: naming a tensor that is missing, or a tensor or setting that the layout has no
-            place for.
+        InputError: naming a missing tensor, or a tensor or setting that the layout cannot express.
     """
     layout = LAYOUTS[layout] if isinstance(layout, str) else layout
     require_settings(layout, settings or {})
@@ -143,10 +143,10 @@ def from_dab_detr(
     if CENTERS not in state:
         foreign = [name for name in state if name.startswith("transformer.queries.")]
         raise InputError(
-            f"The layout {layout.name} knows anchor boxes alone as queries: it has no place for "
+            f"The layout {layout.name} only supports anchor boxes as queries: it cannot express "
             f"{listed(foreign)}."
             if foreign
-            else f"The layout {layout.name} is of a whole DAB-DETR, not of a backbone."
+            else f"The layout {layout.name} is for a whole DAB-DETR, not for a backbone."
         )
     check_transformer(state, "dab_detr")
     result: dict[str, Tensor] = {}
@@ -160,7 +160,7 @@ def from_dab_detr(
         else:
             theirs = translate(ours, layout.rows, backward=True)
         if theirs is None:
-            raise InputError(f"The layout {layout.name} has no place for {ours}.")
+            raise InputError(f"The layout {layout.name} cannot express {ours}.")
         result[theirs] = tensor
     for copy, original in layout.copies:
         for name in list(result):
@@ -188,7 +188,9 @@ def _drop_copies(layout: Layout, remaining: dict, conversion: Conversion) -> Non
             # a writer that stores shared tensors once may have kept either name
             remaining[original] = tensor
         elif not torch.equal(tensor, remaining[original]):
-            raise InputError(f"{name} and {original} differ; {layout.name} holds one thing twice.")
+            raise InputError(
+                f"{name} and {original} differ, but in the layout {layout.name} they are copies."
+            )
         else:
             conversion.ignored[name] = "stored twice"
 
@@ -203,7 +205,7 @@ def _unpack_qkv(layout: Layout, remaining: dict, conversion: Conversion) -> None
 
 
 def _pack_qkv(layout: Layout, remaining: dict) -> dict[str, Tensor]:
-    """Takes the three projections of each layer of the encoder away; gives them as one tensor."""
+    """Removes the three projections of each encoder layer and returns them as one tensor."""
     packed = {}
     for name in list(remaining):
         theirs = translate(name, ((layout.packed_qkv, QKV[0]),), backward=True)
@@ -214,7 +216,7 @@ def _pack_qkv(layout: Layout, remaining: dict) -> dict[str, Tensor]:
 
 
 def _box_head_name(ours: str, state: Mapping[str, Tensor], layout: Layout) -> str | None:
-    """Per-layer heads have their number in the name, a shared one has not."""
+    """Heads per layer have their index in the name, a shared head does not."""
     shared = architecture({**state, CENTERS: torch.empty(1, 2)})["share_box_head"]
     rows = [row for row in layout.rows if "box_heads" in row[1]]
     numbered = [row for row in rows if "{i}" in row[1]]
@@ -224,7 +226,7 @@ def _box_head_name(ours: str, state: Mapping[str, Tensor], layout: Layout) -> st
 
 
 def _drop_unused_scale(conversion: Conversion) -> None:
-    """The published code has the scale of the content for one decoder layer, too."""
+    """The published code has the content's scale even with one decoder layer, which ignores it."""
     if architecture(conversion.state)["num_decoder_layers"] > 1:
         return
     for theirs, ours in list(conversion.used.items()):

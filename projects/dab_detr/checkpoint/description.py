@@ -1,15 +1,15 @@
-"""What a checkpoint of this project says of itself, beside its tensors.
+"""The description that a checkpoint of this project has beside its tensors.
 
-It stands under the key ``description``; in a ``.safetensors`` file as JSON in the metadata:
+It is under the key ``description``; in a ``.safetensors`` file as JSON in the metadata:
 
 - ``format``: "dab_detr";
-- ``version``: of the tensors' names, now 2; 1 is that of version 0.1;
-- ``class_names``: of the rows of the class head, in their order, "" for a row of no class; left out
-  if not known;
-- ``settings``: what tensors do not show, see :mod:`dab_detr.checkpoint.settings`.
+- ``version``: of the tensors' names, currently 2; version 0.1 wrote 1;
+- ``class_names``: class name of each row of the class head, "" for unused rows; left out if not
+  known;
+- ``settings``: settings that the tensors do not show, see :mod:`dab_detr.checkpoint.settings`.
 
-A reader ignores keys that it does not know, so that adding one needs no new version. The
-names of an earlier version are a layout like those of others.
+Readers ignore unknown keys, so that a new key needs no new version. The tensor names of an earlier
+version are a layout of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _FORMAT, _VERSION = "dab_detr", 2
 def describe(
     *, class_names: Sequence[str] | None = None, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The description to write, of what is known."""
+    """The description to write; what is not known is left out."""
     description: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
     if class_names is not None:
         description["class_names"] = list(class_names)
@@ -34,7 +34,7 @@ def describe(
 
 
 def description_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any] | None:
-    """What a checkpoint says of itself, or None if it does not say that it is this project's.
+    """The description of a checkpoint; None if it is not one of this project's.
 
     Raises:
         InputError: if it was written by a later version of this project.
@@ -45,7 +45,7 @@ def description_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any] |
     version = description.get("version")
     if not isinstance(version, int) or version > _VERSION:
         raise InputError(
-            f"The checkpoint {path} has the format {_FORMAT} {version!r}, of which this "
+            f"The checkpoint {path} has version {version!r} of the format {_FORMAT}; this "
             f"installation reads versions up to {_VERSION}: install a newer dab_detr."
         )
     return description

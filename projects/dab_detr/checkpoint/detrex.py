@@ -1,4 +1,4 @@
-"""detrex's names."""
+"""Tensor names of detrex."""
 
 from dab_detr.checkpoint.layout import DECODER, ENCODER, QUERY_ENCODING, Layout, prefixed
 from dab_detr.checkpoint.official import BOX_HEADS, HEAD_COPIES, HEADS_AND_SHARED

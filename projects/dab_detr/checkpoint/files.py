@@ -1,4 +1,4 @@
-"""A checkpoint file converted into another layout."""
+"""Conversion of checkpoint files between layouts."""
 
 import os
 from typing import Any
@@ -36,15 +36,15 @@ def convert_file(
         source: see :func:`~dab_detr.checkpoint.reading.read_checkpoint`.
         target: a ``.pth`` or ``.safetensors`` file; for ``hf`` a folder.
         to: ``dab_detr``, ``official`` or ``hf``.
-        num_classes: 80 and 91 keep COCO's classes; any other number starts a new class head.
-        coco_classes: the classes are COCO's, where ``source`` does not say which it has.
-        averaged: the averaged weights of a training's checkpoint instead of its last ones.
-        settings: of ``num_heads``, ``key_temperature`` and ``dilation`` what ``source`` does not
-            say.
+        num_classes: 80 and 91 keep COCO's classes; any other number re-initialises the class head.
+        coco_classes: the classes are COCO's; for a ``source`` without class names.
+        averaged: convert the EMA weights of a training's checkpoint instead of its weights.
+        settings: those of ``num_heads``, ``key_temperature`` and ``dilation`` that ``source`` does
+            not have.
         force: overwrite ``target``.
 
     Returns:
-        What became of the tensors.
+        A report on the tensors.
 
     Raises:
         InputError: if ``source`` cannot be read or expressed in the layout, or ``target`` exists.
@@ -71,7 +71,7 @@ def convert_file(
 
 
 def _write_hf(conversion: Conversion, settings: dict[str, Any], source: str, path: str) -> str:
-    """Returns what went into config.json that the tensors do not show."""
+    """Returns a note on the settings in config.json that the tensors do not show."""
     if "dilation" not in settings:
         raise InputError(
             f"{source} does not say whether its backbone is dilated: add --dilation for a DC5 "
@@ -89,7 +89,7 @@ def _said_to_be_coco(conversion: Conversion, path: str) -> tuple[str, ...]:
     for names in (COCO_NAMES, RAW_COCO_NAMES):
         if count == len(names):
             return names
-    raise InputError(f"{path} has {count} classes; COCO's are 80, or 91 with raw ids.")
+    raise InputError(f"{path} has {count} classes; COCO has 80, or 91 with raw ids.")
 
 
 def _fit_classes(conversion: Conversion, num_classes: int, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether the tensors of a file are those of a model."""
+"""Checks that the tensors of a file fit a model."""
 
 import logging
 import re
@@ -15,28 +15,27 @@ logger = logging.getLogger(__name__)
 def require_fit(
     state: Mapping[str, Tensor], model: nn.Module, path: str, *, complete: bool
 ) -> None:
-    """Refuse a file that leaves out what it should fill, or holds what the model lacks.
+    """Refuse a file with missing tensors, or with tensors that the model does not have.
 
-    Detectron2's own account forgives missing statistics of frozen batch norms.
+    Detectron2's own check ignores missing statistics of frozen batch norms.
 
     Args:
-        state: the file's tensors, in the model's names.
-        path: of the file, for the messages.
-        complete: the file has to fill the whole model. Otherwise the backbone alone is enough, of
-            which a ResNet has to be filled entirely.
+        state: the file's tensors, by the model's names.
+        path: the file, for the messages.
+        complete: the file has to fill the whole model. Otherwise the backbone is enough; if it is
+            a ResNet, it has to be complete.
 
     Raises:
         InputError: naming the tensors.
     """
     expected = model.state_dict()
     filled = [name for name in expected if name in state]
-    # how many batches a norm has seen is of no use after the training
+    # the number of batches that a norm has seen is not used after the training
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unused = [name for name in state if name not in expected]
     if not filled:
         raise InputError(
-            f"The checkpoint {path} has nothing in common with the model; it holds "
-            f"{listed(sorted(state))}."
+            f"The checkpoint {path} has no tensor of the model; it has {listed(sorted(state))}."
         )
     whole = complete or not all(name.startswith("backbone.") for name in filled)
     needed = missing if whole else [name for name in missing if _in_resnet(name, model)]
@@ -47,18 +46,18 @@ def require_fit(
     surplus = unused if whole else [k for k in unused if re.search(r"res[2-5]\.\d+\.", k)]
     if surplus:
         raise InputError(
-            f"The checkpoint {path} does not fit the model, which has no {listed(surplus)}."
+            f"The checkpoint {path} does not fit the model, which does not have {listed(surplus)}."
         )
     fresh = [name for name in missing if name.startswith("backbone.")]
     if fresh:
         # necks, such as an FPN, are not part of pre-trained weights
-        logger.warning(f"These start from random weights: {listed(fresh)}.")
+        logger.warning(f"Not in the checkpoint, start from random weights: {listed(fresh)}.")
     if unused:
-        logger.warning(f"These are not used: {listed(unused)}.")
+        logger.warning(f"Not used from the checkpoint: {listed(unused)}.")
 
 
 def has_resnet(model: nn.Module) -> bool:
-    """Whether the model has a ResNet of Detectron2."""
+    """Whether the model contains Detectron2's ResNet."""
     return any(isinstance(module, ResNet) for module in model.modules())
 
 

@@ -1,4 +1,4 @@
-"""The names of Hugging Face's transformers."""
+"""Tensor names of Hugging Face's transformers."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from dab_detr.checkpoint.layout import (
 
 
 def transformers_resnet(prefix: str) -> tuple[tuple[str, str], ...]:
-    """The ResNet of Hugging Face's transformers in Detectron2's names."""
+    """Rows for the ResNet of transformers and Detectron2's names."""
     rows = {
         "embedder.embedder.convolution.weight": "stem.conv1.weight",
         "embedder.embedder.normalization.{rest}": "stem.conv1.norm.{rest}",
@@ -92,7 +92,7 @@ HF = Layout(
                 "activation_fn.{rest}": "feed_forward.activation.{rest}",
             },
         ),
-        # written in the first of these ways; read in all of them
+        # the first is written; all are read
         *transformers_resnet("model.backbone.conv_encoder.model."),
         *torchvision_resnet("model.backbone.conv_encoder.model._backbone."),
         *torchvision_resnet("model.backbone.conv_encoder.model."),
@@ -103,7 +103,7 @@ HF = Layout(
     settings=PUBLISHED_SETTINGS,
 )
 
-# as transformers writes it with a ResNet of timm, the only one that it can dilate
+# transformers' names with a ResNet of timm, the only one that it can dilate
 HF_TIMM = replace(
     HF, rows=(*torchvision_resnet("model.backbone.conv_encoder.model._backbone."), *HF.rows)
 )

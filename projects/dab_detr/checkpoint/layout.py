@@ -1,7 +1,7 @@
-"""How the same weights are named by this project and by others, as tables that work both ways.
+"""Tables of tensor names, this project's and those of other layouts, for both directions.
 
-In a row ``(theirs, ours)`` of templates ``{i}`` and ``{j}`` stand for numbers and ``{rest}``
-for the end of the name. Both sides of a row use the same placeholders.
+In a row ``(theirs, ours)`` of templates, ``{i}`` and ``{j}`` stand for numbers and ``{rest}`` for
+the end of the name. Both sides of a row use the same placeholders.
 """
 
 import re
@@ -10,36 +10,36 @@ from typing import Any
 
 ENCODER = "transformer.encoder.layers.{i}."
 DECODER = "transformer.decoder.layers.{i}."
-# the anchors of a formulation that other layouts know, too
+# the anchors of the query formulation that other layouts also have
 CENTERS, SIZES = "transformer.queries.center_logits", "transformer.queries.size_logits"
-# of which the published code leaves no choice
+# settings that the published code fixes
 PUBLISHED_SETTINGS = (
     ("queries", "AnchorBoxQueries"),
     ("query_temperature", 10000),
     ("update_anchors", True),
 )
-# the projections of the encoder's attention, in the order in which others pack them
+# the projections of the encoder's attention, in the order of packed matrices
 QKV = tuple(ENCODER + f"self_attention.{part}_proj.{{rest}}" for part in ("query", "key", "value"))
 QUERY_ENCODING = "cross_attention.query_encoding_proj.{rest}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to name the tensors of a DAB-DETR.
+    """The tensor names of one program for DAB-DETR.
 
     Attributes:
         name: as given on the command line.
-        mark: a regular expression that some tensor name of this layout, and of no other, matches.
-        rows: see above; the first row that matches a name counts.
-        anchors: the tensor (Q, query_dim) that holds centres and sizes together, if one does.
+        mark: a regular expression that matches a tensor name of this layout and of no other.
+        rows: see above; the first matching row is used.
+        anchors: the tensor (Q, query_dim) with both centres and sizes, if there is one.
         copies: templates ``(copy, original)`` of tensors that the layout stores twice.
-        packed_qkv: a template of tensors that hold the projections of the encoder's attention one
-            below the other, in the order query, key, value.
-        backbone_alone: it names a pre-trained backbone, no DAB-DETR.
-        raw_coco_ids: 91 classes in it are COCO's, by raw ids, as in the published weights.
-        unused: regular expressions of tensors that carry nothing, with the reason.
-        is_own: an earlier one of this project, whose files may be of any model.
-        settings: what a model has to be like for its tensors to mean the same in this layout, by
+        packed_qkv: a template of tensors that stack the projections of the encoder's attention, in
+            the order query, key, value.
+        backbone_alone: the layout is that of a pre-trained backbone, not of DAB-DETR.
+        raw_coco_ids: a head of 91 classes has COCO's raw ids, as in the published weights.
+        unused: regular expressions of tensors that are not needed, with the reason.
+        is_own: an earlier version of this project, whose files may be of any model.
+        settings: required settings of a model for its tensors to mean the same in this layout, by
             the names of :mod:`dab_detr.checkpoint.settings`.
     """
 
@@ -61,7 +61,7 @@ class Layout:
 def translate(
     name: str, rows: tuple[tuple[str, str], ...], *, backward: bool = False
 ) -> str | None:
-    """The name in the other layout, or None if no row matches.
+    """The name in the other layout; None if no row matches.
 
     Args:
         name: a tensor's name.
@@ -93,7 +93,7 @@ def prefixed(theirs: str, ours: str, rows: dict[str, str]) -> tuple[tuple[str, s
 
 
 def torchvision_resnet(prefix: str) -> tuple[tuple[str, str], ...]:
-    """Rows for torchvision's ResNet (timm's has the same names) in Detectron2's."""
+    """Rows for torchvision's ResNet (timm's has the same names) and Detectron2's names."""
     rows = {
         "conv1.weight": "stem.conv1.weight",
         "bn1.{rest}": "stem.conv1.norm.{rest}",

@@ -1,4 +1,4 @@
-"""All layouts, and which of them a file has."""
+"""All layouts, and detection of a file's layout."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -32,9 +32,9 @@ def detect_layout(
     """The layout of a file; None for an unknown one and for a backbone in Detectron2's names.
 
     Args:
-        names: of its tensors.
-        description: what the file says of itself, if it is this project's own, whose names then
-            are not looked at.
+        names: names of the file's tensors.
+        description: the file's description, if it is this project's own; then the names are not
+            needed, except to recognise a backbone.
     """
     names = list(names)
     if description is not None and not all(name.startswith("backbone.") for name in names):

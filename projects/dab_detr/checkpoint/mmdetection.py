@@ -1,4 +1,4 @@
-"""mmdetection's names (version 3)."""
+"""Tensor names of mmdetection (version 3)."""
 
 from dab_detr.checkpoint.layout import DECODER, ENCODER, Layout, prefixed, torchvision_resnet
 
@@ -66,7 +66,7 @@ MMDETECTION = Layout(
     ),
     anchors="query_embedding.weight",
     packed_qkv="encoder.layers.{i}.self_attn.attn.in_proj_{rest}",
-    # mmcv before version 2 names the activation twice
+    # mmcv before version 2 stores the activation twice
     copies=tuple(
         (
             f"{part}.layers.{{i}}.ffn.activate.{{rest}}",

@@ -1,4 +1,4 @@
-"""The names of the published code, and what other layouts have taken over from it."""
+"""Tensor names of the published code, and those that other layouts share with it."""
 
 from dab_detr.checkpoint.layout import (
     DECODER,
@@ -10,7 +10,7 @@ from dab_detr.checkpoint.layout import (
 )
 
 BOX_HEADS = (
-    # one a layer, or one for all
+    # one per layer, or one for all layers
     ("bbox_embed.{i}.layers.{rest}", "transformer.decoder.box_heads.{i}.layers.{rest}"),
     ("bbox_embed.layers.{rest}", "transformer.decoder.box_heads.0.layers.{rest}"),
 )

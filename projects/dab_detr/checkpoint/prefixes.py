@@ -1,4 +1,4 @@
-"""What wrappers around a model put before the names of its tensors."""
+"""Removes prefixes of wrappers from tensor names."""
 
 from collections.abc import Mapping
 
@@ -7,18 +7,18 @@ from torch import Tensor
 from dab_detr.checkpoint.layouts import detect_layout
 from dab_detr.errors import InputError
 
-# torch.compile, activation checkpointing and FSDP, which may wrap a part of the model, too
+# torch.compile, activation checkpointing and FSDP, which may also wrap parts of the model
 _ANYWHERE = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 
 
 def without_wrappers(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Names as the model itself has them, without those of wrappers in any nesting.
+    """Tensors with the model's own names, without the prefixes of wrappers in any nesting.
 
-    Takes away what ``torch.compile`` and FSDP insert, the ``module.`` of DDP, and the ``model.`` of
-    Lightning. transformers' own names begin with ``model.`` as well, which stays.
+    Removes what ``torch.compile`` and FSDP insert, ``module.`` of DDP, and ``model.`` of Lightning.
+    transformers' own names also start with ``model.``, which is kept.
 
     Raises:
-        InputError: if two tensors would get one name.
+        InputError: if two tensors would get the same name.
     """
     names = {name: name for name in tensors}
     while True:

@@ -1,4 +1,4 @@
-"""The names of backbones that were trained for classification."""
+"""Tensor names of backbones that were pre-trained for classification."""
 
 from dab_detr.checkpoint.layout import Layout, torchvision_resnet
 

@@ -1,4 +1,4 @@
-"""Reading checkpoint files of several kinds without running what is in them."""
+"""Reads checkpoint files of several formats without running code in them."""
 
 import argparse
 import collections
@@ -22,21 +22,21 @@ from dab_detr.checkpoint.prefixes import without_wrappers
 from dab_detr.errors import InputError, listed
 
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
-# what follows the name when there are several files
+# suffix of the index of a sharded checkpoint
 _INDEX = ".index.json"
 
 
 def _dictionary(*_: object) -> dict:
-    """In the place of ``defaultdict``, which PyTorch's reader does not fill."""
+    """Stands in for ``defaultdict``, which PyTorch's reader cannot fill."""
     return {}
 
 
-# Data and nothing else, which trainers keep beside the weights: by module and name what is built.
+# Plain data types that trainers store beside the weights: (module, name) -> what is built.
 _DATA_GLOBALS = {
-    # the published checkpoints keep their command line
+    # the published checkpoints store their command line
     ("argparse", "Namespace"): argparse.Namespace,
     ("types", "SimpleNamespace"): types.SimpleNamespace,
-    # in which Lightning keeps a model's arguments
+    # for a model's arguments in Lightning
     ("lightning_fabric.utilities.data", "AttributeDict"): dict,
     ("lightning.fabric.utilities.data", "AttributeDict"): dict,
     ("pytorch_lightning.utilities.parsing", "AttributeDict"): dict,
@@ -51,7 +51,7 @@ _DATA_GLOBALS = {
         ("datetime", name): getattr(datetime, name)
         for name in ("date", "datetime", "time", "timedelta", "timezone")
     },
-    # a path of another system cannot be built as such
+    # a path of another operating system can only be built as a pure path
     **{
         (module, f"{pure}{system}Path"): getattr(pathlib, f"Pure{system}Path")
         for module in ("pathlib", "pathlib._local")
@@ -59,7 +59,7 @@ _DATA_GLOBALS = {
         for system in ("Posix", "Windows")
     },
 }
-# what a pickle of arrays needs, in numpy's names before and after version 2
+# needed for pickled arrays, with numpy's names before and since version 2
 _ARRAY_GLOBALS = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -73,33 +73,33 @@ _ARRAY_GLOBALS = {
 
 _GLOBALS = _DATA_GLOBALS | _ARRAY_GLOBALS
 
-# the same for PyTorch's reader, which asks for the classes of dtypes, too
+# the same for PyTorch's reader, which also needs the classes of dtypes
 _KNOWN_TO_TORCH = [
     *((value, f"{module}.{name}") for (module, name), value in _GLOBALS.items()),
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
 ]
-# how that reader names what it does not build
+# how that reader names what it refuses to build
 _FOREIGN = re.compile(r"GLOBAL (\S+)|but got <class '([^']+)'>")
 
 
 class DamagedCheckpoint(InputError):
-    """A file that is cut short or otherwise not what was once written."""
+    """A file that is truncated or otherwise damaged."""
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a file, or a directory of Hugging Face's transformers.
 
     Args:
-        path: ``.safetensors``, ``.pkl`` (Detectron2's model zoo) or anything that ``torch.save``
-            wrote: with the tensors under "model" or "state_dict", or alone. Of a checkpoint in
-            several files the folder or the index.
+        path: ``.safetensors``, ``.pkl`` (Detectron2's model zoo) or a file of ``torch.save``, with
+            the tensors under "model" or "state_dict", or at the top level. For a sharded checkpoint
+            its folder or its index.
 
     Returns:
-        ``model``: tensors by name (arrays of a ``.pkl`` become such), and what else the file has,
-        such as this project's ``description`` and the ``config`` of a folder.
+        ``model``: tensors by name (arrays of a ``.pkl`` are converted), and the file's other
+        entries, such as this project's ``description`` and the ``config`` of a folder.
 
     Raises:
-        InputError: if the file is missing, damaged (:class:`DamagedCheckpoint`), or holds objects
+        InputError: if the file is missing, damaged (:class:`DamagedCheckpoint`), or has objects
             that could run code.
     """
     path = Path(path)
@@ -107,7 +107,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         path = _file_of(path)
     content = _read_file(path)
     if not isinstance(content, dict):
-        raise InputError(f"The checkpoint {path} holds a {type(content).__name__}, not tensors.")
+        raise InputError(
+            f"The checkpoint {path} is a {type(content).__name__}, not a dictionary of tensors."
+        )
     model = next(
         (content[k] for k in ("model", "state_dict") if isinstance(content.get(k), dict)), {}
     )
@@ -117,7 +119,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     other = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
     if other or not tensors:
         what = f"{other[0]!r} is a {type(model[other[0]]).__name__}" if other else "it is empty"
-        raise InputError(f"The checkpoint {path} does not hold tensors by name: {what}.")
+        raise InputError(f"The checkpoint {path} is not a dictionary of tensors: {what}.")
     if KEY not in extras:
         tensors = without_wrappers(tensors, str(path))
     config = path.parent / "config.json"
@@ -149,20 +151,22 @@ def _read_file(path: Path) -> Any:
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
-    """The tensors of a checkpoint in several files, which the index lists by tensor."""
+    """The tensors of a sharded checkpoint, whose index maps tensors to files."""
     files = _read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise InputError(f"The index {index} has no weight_map.")
     tensors: dict[str, Any] = {}
     for name in sorted(set(map(str, files.values()))):
-        # an index is no way out of its folder
+        # an index must not reach outside its folder
         if name != Path(name).name or name.endswith(_INDEX):
-            raise InputError(f"The index {index} names {name!r}, which is no file of its folder.")
+            raise InputError(
+                f"The index {index} names {name!r}, which is not a file of its folder."
+            )
         if not (index.parent / name).is_file():
             raise InputError(f"There is no file {index.parent / name}, which {index.name} names.")
         shard = _read_file(index.parent / name)
         if not isinstance(shard, dict):
-            raise InputError(f"The file {index.parent / name} does not hold tensors by name.")
+            raise InputError(f"The file {index.parent / name} is not a dictionary of tensors.")
         tensors |= shard
     missing = [name for name in files if name not in tensors]
     if missing:
@@ -176,7 +180,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _damage(path, error) from error
     if not isinstance(content, dict):
-        raise InputError(f"The file {path} holds a {type(content).__name__}, no JSON object.")
+        raise InputError(f"The file {path} is a JSON {type(content).__name__}, not an object.")
     return content
 
 
@@ -184,13 +188,13 @@ def _read_torch(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                # torch.load does not look at the checksums that torch.save writes
+                # torch.load ignores the checksums that torch.save writes
                 damaged = archive.testzip()
                 if damaged is not None:
                     raise ValueError(f"the checksum of {damaged} is wrong")
         with torch.serialization.safe_globals(_KNOWN_TO_TORCH):
             return torch.load(path, map_location="cpu", weights_only=True)
-    # a damaged file can make the reader stumble in any way
+    # a damaged file can make the reader fail in many ways
     except Exception as error:
         foreign = isinstance(error, pickle.UnpicklingError) and _FOREIGN.search(str(error))
         if foreign:
@@ -214,7 +218,7 @@ def _read_safetensors(path: Path) -> dict:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays, strings and containers, and nothing that could run."""
+    """Builds arrays, strings and containers, and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _GLOBALS:
@@ -237,20 +241,20 @@ _READERS = {".safetensors": _read_safetensors, ".pkl": _read_pickle}
 
 def _refusal(path: Path, name: str) -> InputError:
     return InputError(
-        f"The checkpoint {path} is refused: it holds more than tensors ({name}), and reading that "
-        "could run code. Save its weights alone, e.g. as .safetensors."
+        f"The checkpoint {path} is refused: it has more than tensors ({name}), and reading that "
+        "could run code. Save only its weights, e.g. as .safetensors."
     )
 
 
 def _damage(path: Path, error: Exception) -> DamagedCheckpoint:
     return DamagedCheckpoint(
-        f"The checkpoint {path} cannot be read; it is damaged, cut short or no checkpoint "
+        f"The checkpoint {path} cannot be read; it is damaged, truncated or not a checkpoint "
         f"({_plain(error)})."
     )
 
 
 def _plain(error: Exception) -> str:
-    """The first line of what went wrong, without colours and PyTorch's advice to trust the file."""
+    """The first line of the error, without colours and PyTorch's advice to trust the file."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split("WeightsUnpickler error:")[-1]
     lines = text.strip().splitlines()
     if not lines or lines[0].startswith("Weights only load failed"):

@@ -1,8 +1,8 @@
-"""Settings of a model that its tensors do not show, from where a file or a model tells them.
+"""Settings of a model that its tensors do not show, from a file or a model.
 
-By name: ``dilation`` (the backbone's last stage, DC5), ``num_heads``, ``key_temperature``,
-``queries`` (the formulation), and of anchor boxes ``query_temperature`` and ``update_anchors``.
-What is not known is left out.
+By name: ``dilation`` (of the backbone's last stage, DC5), ``num_heads``, ``key_temperature``,
+``queries`` (the formulation), and for anchor boxes ``query_temperature`` and ``update_anchors``.
+Unknown settings are left out.
 """
 
 from argparse import Namespace
@@ -14,8 +14,8 @@ from torch import nn
 from dab_detr.modeling.queries.anchor_boxes import AnchorBoxQueries
 from dab_detr.modeling.transformer import DABTransformer
 
-# what the published code's command line and transformers' config.json call them; the latter leaves
-# out what is as usual
+# their names in the published code's command line and in transformers' config.json; the latter
+# leaves out default values
 _OFFICIAL = {"dilation": "dilation", "num_heads": "nheads", "key_temperature": "pe_temperatureH"}
 _HF = {
     "dilation": ("dilation", False),
@@ -25,7 +25,7 @@ _HF = {
 
 
 def settings_of_model(model: nn.Module) -> dict[str, Any]:
-    """Of a :class:`~dab_detr.modeling.meta_arch.DABDETR`; of any other model what it has of it."""
+    """Settings of a :class:`~dab_detr.modeling.meta_arch.DABDETR`; fewer for other models."""
     settings: dict[str, Any] = {}
     backbone = getattr(model, "backbone", None)
     if backbone is not None:
@@ -51,19 +51,20 @@ def settings_of_model(model: nn.Module) -> dict[str, Any]:
 def settings_of_file(
     checkpoint: Mapping[str, Any], description: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Of what :func:`~dab_detr.checkpoint.reading.read_checkpoint` gives.
+    """Settings of a checkpoint.
 
     Args:
-        checkpoint: from this project, the published code (which stores its command line), or a
-            folder of transformers (with its ``config.json``).
-        description: what the checkpoint says of itself, if it is this project's.
+        checkpoint: result of :func:`~dab_detr.checkpoint.reading.read_checkpoint`, for a file of
+            this project, of the published code (which stores its command line), or a folder of
+            transformers (with its ``config.json``).
+        description: the checkpoint's description, if it is this project's.
     """
     if description is not None:
         return dict(description.get("settings", {}))
     if "config" in checkpoint:
         config = checkpoint["config"]
         settings = {ours: config.get(theirs, usual) for ours, (theirs, usual) in _HF.items()}
-        # transformers 5 writes the same another way
+        # transformers 5 expresses dilation differently
         output_stride = (config.get("backbone_config") or {}).get("output_stride")
         return settings | ({"dilation": True} if output_stride == 16 else {})
     if isinstance(checkpoint.get("args"), Namespace):

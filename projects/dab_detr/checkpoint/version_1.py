@@ -1,4 +1,4 @@
-"""The names of this project's version 0.1."""
+"""Tensor names of this project's version 0.1."""
 
 from dab_detr.checkpoint.layout import ENCODER, Layout
 
@@ -12,7 +12,7 @@ VERSION_1 = Layout(
             (f"transformer.decoder.{part}.{{rest}}", f"transformer.queries.{part}.{{rest}}")
             for part in ("position_mlp", "position_scale", "reference_size")
         ),
-        # the rest has kept its name
+        # all other names are unchanged
         ("{rest}", "{rest}"),
     ),
     packed_qkv=ENCODER + "self_attention.in_proj.{rest}",

@@ -1,4 +1,4 @@
-"""Writing checkpoints so that an interruption leaves no half file."""
+"""Atomic writing of checkpoints: an interruption leaves no incomplete file."""
 
 import json
 import os
@@ -22,9 +22,9 @@ from dab_detr.files import write_whole
 
 
 def refuse_existing(path: str | os.PathLike, force: bool) -> None:
-    """Raise InputError if there is something at ``path`` that may not be replaced."""
+    """Raise InputError if something at ``path`` must not be replaced."""
     if os.path.exists(path) and not force:
-        raise InputError(f"{path} exists already; --force replaces it.")
+        raise InputError(f"{path} already exists; --force replaces it.")
     if os.path.isdir(path) and not (Path(path) / "config.json").is_file():
         raise InputError(f"{path} is a directory of something else; it is left alone.")
     if not Path(path).absolute().parent.is_dir():
@@ -36,12 +36,12 @@ def write_state(
     path: str | os.PathLike,
     description: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the tensors by the file's suffix; ``path`` appears when it is complete.
+    """Write tensors atomically, in the format of the file's suffix.
 
     Args:
-        path: ``.pth``, ``.pt`` or ``.bin`` hold ``{"model": state}``, ``.safetensors`` the tensors.
-        description: what :func:`dab_detr.checkpoint.description.describe` gives, to mark the file
-            as this project's own; None for another layout.
+        path: ``.pth``, ``.pt`` and ``.bin`` get ``{"model": state}``, ``.safetensors`` the tensors.
+        description: result of :func:`dab_detr.checkpoint.description.describe`, which marks the
+            file as this project's own; None for another layout.
 
     Raises:
         InputError: for another suffix, or if ``path`` is a directory.
@@ -50,7 +50,7 @@ def write_state(
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise InputError(f"{path} has to end in .pth, .pt, .bin or .safetensors.")
     if path.is_dir():
-        raise InputError(f"{path} is a directory; a file is to be written.")
+        raise InputError(f"{path} is a directory; the path of a file is needed.")
     if path.suffix == ".safetensors":
         metadata = {"format": "pt"}
         if description is not None:
@@ -75,14 +75,14 @@ def write_hf(
     """Write a directory that ``DabDetrForObjectDetection.from_pretrained`` loads.
 
     Args:
-        state: in this project's names, with a ResNet as its backbone.
+        state: tensors by this project's names, with a ResNet as the backbone.
         path: the directory; an existing one is replaced as a whole.
-        num_heads, key_temperature: what the tensors do not tell.
-        dilation: the ResNet's last stage is dilated (DC5), which transformers leaves to timm.
-        settings: what else is known of the model, see :func:`require_settings`.
+        num_heads, key_temperature: settings that the tensors do not show.
+        dilation: the ResNet's last stage is dilated (DC5); transformers uses timm's ResNet then.
+        settings: further known settings, see :func:`require_settings`.
 
     Raises:
-        InputError: for what transformers' model has no place for.
+        InputError: for what transformers' model cannot express.
     """
     layout = HF_TIMM if dilation else HF
     require_settings(layout, settings or {})
@@ -101,7 +101,7 @@ def write_hf(
 
 
 def _put_in_place(new: Path, path: Path) -> None:
-    """Rename ``new`` to ``path``; what was there goes only when that has worked."""
+    """Rename ``new`` to ``path``; the old content is deleted only after that has worked."""
     if not path.exists():
         new.rename(path)
         return
@@ -129,7 +129,7 @@ def _hf_config(
     ):
         if sizes[name] != needed:
             raise InputError(f"transformers' DAB-DETR needs {name}={needed}, not {sizes[name]}.")
-    # transformers wants whole numbers
+    # transformers needs whole numbers
     temperature = int(key_temperature)
     if temperature != key_temperature:
         raise InputError(f"transformers' DAB-DETR takes whole temperatures, not {key_temperature}.")
@@ -158,7 +158,7 @@ def _hf_config(
 
 
 def _depths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """How many blocks the ResNet has in its stages."""
+    """Number of blocks in each stage of the ResNet."""
     stages = [
         [name for name in state if name.startswith(f"backbone.res{i}.") and ".conv" in name]
         for i in range(2, 6)
@@ -189,8 +189,8 @@ def _timm_resnet(state: Mapping[str, Tensor]) -> dict:
     width = len(state["backbone.res5.0.conv3.weight"])
     if depths not in RESNET_DEPTHS or width != 2048:
         raise InputError(
-            "transformers dilates timm's ResNets alone (DC5), of which the checkpoint's, with "
-            f"{depths} blocks and {width} channels, is none."
+            "transformers supports dilation (DC5) only for timm's ResNets; the checkpoint's, with "
+            f"{depths} blocks and {width} channels, is not one of them."
         )
     return {
         "backbone_config": None,

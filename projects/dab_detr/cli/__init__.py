@@ -1,1 +1,1 @@
-"""The command ``dab-detr``: Detectron2 and PyTorch are imported only when a command needs them."""
+"""The command ``dab-detr``. Detectron2 and PyTorch are imported only by commands that need them."""

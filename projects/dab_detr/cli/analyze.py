@@ -1,4 +1,4 @@
-"""``dab-detr analyze``: how large a model is, and what it costs."""
+"""``dab-detr analyze``: size and cost of a model."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from dab_detr.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "analyze_model.py") -> int:
-    """Print; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Print parameters and GFLOPs of the model that a config describes, or the "
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "analyze_model.p
         "--training-memory",
         type=int,
         metavar="BATCH",
-        help="instead: the memory of a training step of so many images, with the config's "
+        help="instead: the memory of a training step with BATCH images, with the config's "
         "train.amp and train.activation_checkpointing",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "analyze_model.p
     try:
         cfg = get_config(args.config_file, args.overrides)
         with warnings.catch_warnings():
-            # tracing speaks of every shape that it takes as fixed
+            # tracing warns about every shape that it treats as a constant
             warnings.simplefilter("ignore")
             model = build(cfg, "model")
             if args.training_memory:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "analyze_model.p
 
 
 def _print_training_memory(cfg: Any, model: Any, args: argparse.Namespace) -> None:
-    """One line, or a line of JSON."""
+    """Print one line, or a line of JSON."""
     from dab_detr.analysis import training_memory
     from dab_detr.engine.memory import checkpoint_activations
     from dab_detr.engine.trainer import AMP_DTYPES

@@ -1,4 +1,4 @@
-"""``dab-detr convert``: a checkpoint in another layout, with what became of every tensor."""
+"""``dab-detr convert``: converts a checkpoint to another layout, with a report on all tensors."""
 
 import argparse
 import sys
@@ -8,11 +8,10 @@ from dab_detr.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "convert_checkpoint.py") -> int:
-    """Convert; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Convert a DAB-DETR checkpoint between layouts; says what became of every "
-        "tensor.",
+        description="Convert a DAB-DETR checkpoint between layouts, with a report on all tensors.",
         epilog="Reads the published .pth, detrex's and mmdetection's .pth, a directory or "
         ".safetensors of transformers, and this project's own; the layout is detected.",
     )
@@ -25,31 +24,30 @@ def main(arguments: Sequence[str] | None = None, program: str = "convert_checkpo
         "--num-classes",
         type=int,
         metavar="N",
-        help="80 and 91 keep COCO's classes; any other number starts a new class head",
+        help="80 and 91 keep COCO's classes; any other number re-initialises the class head",
     )
     parser.add_argument(
         "--coco-classes",
         action="store_true",
-        help="the classes of IN are COCO's, 80 or 91 (raw COCO ids), where IN does not say which "
-        "it has",
+        help="the classes of IN are COCO's, 80 or 91 (raw COCO ids); for files without class names",
     )
     parser.add_argument(
-        "--num-heads", type=int, help="for hf's config.json, where IN does not say it (default 8)"
+        "--num-heads", type=int, help="for hf's config.json, if IN does not have it (default 8)"
     )
     parser.add_argument(
         "--key-temperature",
         type=float,
-        help="for hf's config.json, where IN does not say it (default 20)",
+        help="for hf's config.json, if IN does not have it (default 20)",
     )
     parser.add_argument(
         "--dilation",
         action=argparse.BooleanOptionalAction,
-        help="for hf: whether the backbone is dilated (DC5), where IN does not say it",
+        help="for hf: whether the backbone is dilated (DC5), if IN does not say so",
     )
     parser.add_argument(
         "--ema",
         action="store_true",
-        help="the averaged weights that a training's checkpoint holds, instead of its last ones",
+        help="convert the EMA weights of a training's checkpoint instead of its weights",
     )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     args = parser.parse_args(arguments)

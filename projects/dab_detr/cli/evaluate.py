@@ -1,4 +1,4 @@
-"""``dab-detr eval``: ``train_net.py --eval-only`` by its own name."""
+"""``dab-detr eval``: the same as ``train_net.py --eval-only``."""
 
 from collections.abc import Sequence
 
@@ -6,5 +6,5 @@ from dab_detr.cli import train
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Evaluate; returns the exit code."""
+    """Run the command; returns the exit code."""
     return train.main(["--eval-only", *arguments], program)

@@ -1,4 +1,4 @@
-"""``dab-detr COMMAND``: finds the command and runs it."""
+"""``dab-detr COMMAND``: runs a command."""
 
 import difflib
 import importlib.util
@@ -9,14 +9,14 @@ from dab_detr import __version__
 from dab_detr.errors import NO_DETECTRON2
 
 PROGRAM = "dab-detr"
-# name -> the module here whose main(arguments, program) runs it, and what it does
+# name -> the module in this folder whose main(arguments, program) runs it, and a description
 COMMANDS = {
-    "train": ("train", "train a model from a config, or go on with --resume"),
+    "train": ("train", "train a model from a config, or continue with --resume"),
     "eval": ("evaluate", "evaluate a checkpoint"),
     "convert": ("convert", "convert a checkpoint between layouts"),
     "analyze": ("analyze", "print parameters and GFLOPs of a model, or the memory to train it"),
     "visualize data": ("visualize_data", "draw what the data loader feeds the model"),
-    "environment": ("environment", "print what is installed, and which Detectron2"),
+    "environment": ("environment", "print what is installed, and which kind of Detectron2"),
 }
 
 
@@ -56,7 +56,7 @@ def _help() -> str:
     lines = "\n".join(f"  {name:16} {what}" for name, (_, what) in COMMANDS.items())
     return (
         f"usage: {PROGRAM} COMMAND ...\n\nDAB-DETR for Detectron2. Commands:\n{lines}\n\n"
-        f"{PROGRAM} COMMAND --help says more; {PROGRAM} --version prints the version."
+        f"{PROGRAM} COMMAND --help shows its options; {PROGRAM} --version prints the version."
     )
 
 

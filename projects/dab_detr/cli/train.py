@@ -7,7 +7,7 @@ from dab_detr.engine.arguments import checked_arguments
 
 def main(arguments: Sequence[str] | None = None, program: str = "train_net.py") -> int:
     """Train, or evaluate with ``--eval-only``; returns the exit code."""
-    # --help and wrong usage are answered before Detectron2 is loaded, which takes seconds
+    # handle --help and wrong usage before importing Detectron2, which takes seconds
     checked_arguments(arguments, program)
 
     from dab_detr.engine.main import main

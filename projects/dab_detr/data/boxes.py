@@ -1,18 +1,18 @@
-"""Boxes of annotations in one of two forms: absolute, x y width height or two corners."""
+"""Conversion and clipping of annotated boxes, absolute XYWH or XYXY."""
 
 import math
 from typing import Any
 
 from detectron2.structures import BoxMode
 
-# boxes that count pixels or were rounded overshoot a little; that is nobody's mistake
+# pixels; boxes may overshoot their image a little because of rounding or inclusive coordinates
 _TOLERANCE = 1.0
 
 
 def numbers(values: Any) -> list[float] | None:
-    """A list, tuple, array or tensor of one dimension as floats; None if it is nothing of that."""
+    """A list, tuple, array or tensor of one dimension as floats; None for anything else."""
     if type(values) is list and {*map(type, values)} == {float}:
-        # nearly all are; what follows takes five times as long
+        # the usual case; the general one takes five times as long
         return values
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, list | tuple):
@@ -31,7 +31,7 @@ def absolute(
     """A box of any of Detectron2's modes as ``XYWH_ABS`` or ``XYXY_ABS``.
 
     Args:
-        box: as many numbers as the mode has. height, width: of the image.
+        box: 4 numbers, 5 for a rotated box. height, width: of the image.
     """
     if mode in (BoxMode.XYWH_REL, BoxMode.XYXY_REL):
         scaled = [value * side for value, side in zip(box, (width, height, width, height))]
@@ -50,11 +50,11 @@ def xywh(box: list[float], mode: BoxMode) -> list[float]:
 
 
 def clip(box: list[float], mode: BoxMode, height: int, width: int) -> list[float] | None:
-    """The part of an absolute box that lies in the image, in the same mode.
+    """The part of an absolute box that is inside the image, in the same mode.
 
     Returns:
-        ``box`` itself where it does not reach out by more than a pixel, so that what is evaluated
-        against are a file's own numbers. None if it is not finite or nothing of it is inside.
+        ``box`` itself if it extends beyond the image by at most a pixel, so that evaluations use
+        the file's own numbers. None if it is not finite or entirely outside.
     """
     if not all(map(math.isfinite, box)):
         return None

@@ -1,4 +1,4 @@
-"""Detectron2's catalog of data sets, with checked records in the place of what is registered."""
+"""Replaces registered data sets in Detectron2's catalog by checked records."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -11,24 +11,24 @@ from detectron2.data.datasets import coco as host
 from detectron2.data.datasets import pascal_voc as host_voc
 
 from dab_detr.data.coco import class_names, coco_records, read_coco, unused_roots
-from dab_detr.data.findings import CLIPPED, WITHIN_ONE, Findings
 from dab_detr.data.images import UnreadableImage, image_size, missing_files
 from dab_detr.data.records import check_records
+from dab_detr.data.validation_report import CLIPPED, WITHIN_ONE, ValidationReport
 from dab_detr.data.voc import voc_records
 from dab_detr.errors import InputError
 
 
 class CheckedDataset:
-    """A data set of Detectron2's catalog, loaded and checked once a process.
+    """A data set of Detectron2's catalog, loaded and checked once per process.
 
-    In the catalog it stands for the function that was registered, so that loaders, evaluators and
-    pictures see the same records. Files in COCO's format that were registered by Detectron2's
-    ``register_coco_instances``, as its built-in ones are, are read by :func:`read_coco`: the host's
-    reader parses masks, and leaves out objects whose masks it cannot use. Those of
+    In the catalog it replaces the registered function, so that loaders, evaluators and
+    visualizations use the same records. Files in COCO's format that were registered by Detectron2's
+    ``register_coco_instances``, as its built-in ones are, are read by :func:`read_coco`:
+    Detectron2's reader parses masks, and leaves out objects with invalid masks. Data sets of
     ``register_pascal_voc`` are read by :func:`voc_records`.
 
     Args:
-        name: in the catalog. load: the function that was registered.
+        name: name in the catalog. load: the registered function.
     """
 
     def __init__(self, name: str, load: Callable[[], Any]):
@@ -41,48 +41,48 @@ class CheckedDataset:
 
     @property
     def title(self) -> str:
-        """The name for messages, and the file behind it."""
+        """Name and file of the data set, for messages."""
         file = MetadataCatalog.get(self.name).get("json_file")
         return f"{self.name!r} ({file})" if file else repr(self.name)
 
     @property
     def records(self) -> list[dict]:
-        """See :func:`check_records`.
+        """The checked records, see :func:`check_records`.
 
         Raises:
-            InputError: if the data cannot be loaded or are wrong.
+            InputError: if the data set cannot be loaded or is wrong.
         """
         return self._checked[0]
 
     @property
-    def findings(self) -> Findings:
-        """What was mended."""
+    def report(self) -> ValidationReport:
+        """What was changed in the records, or left out."""
         return self._checked[1]
 
     @property
     def classes(self) -> list[str]:
-        """The names of its classes; empty if it has none."""
+        """Class names; empty if the data set has none."""
         return self._checked[2]
 
     @cached_property
     def warnings(self) -> list[str]:
-        """Sentences on what is probably not as meant."""
+        """Warnings about probable mistakes in the annotations."""
         sentences = list(self._warnings)
         kept = sum(len(record.get("annotations", ())) for record in self.records)
-        if kept and self.findings.count(WITHIN_ONE) == kept:
+        if kept and self.report.count(WITHIN_ONE) == kept:
             sentences.append(
-                f"All boxes of {self.title} lie within 0..1: pixels are needed. Relative boxes "
-                "are understood with BoxMode.XYWH_REL or XYXY_REL as bbox_mode only."
+                f"All boxes of {self.title} are within 0..1, but pixels are needed. Relative boxes "
+                "need the bbox_mode BoxMode.XYWH_REL or XYXY_REL."
             )
-        if self.findings.count(CLIPPED) * 2 > kept:
+        if self.report.count(CLIPPED) * 2 > kept:
             sentences.append(
-                f"Most boxes of {self.title} reach outside their image: are they two corners, "
-                "where x, y, width and height are meant?"
+                f"Most boxes of {self.title} extend beyond their image: are they given as two "
+                "corners instead of x, y, width and height?"
             )
         return sentences
 
     @cached_property
-    def _checked(self) -> tuple[list[dict], Findings, list[str]]:
+    def _checked(self) -> tuple[list[dict], ValidationReport, list[str]]:
         try:
             if _is_made_by(self._load, host):
                 records = self._coco()
@@ -93,14 +93,16 @@ class CheckedDataset:
                 records = self._load()
         except InputError:
             raise
-        # the function may be anybody's
+        # a user's function may raise anything
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"The data set {self.name!r} cannot be loaded: {reason}") from error
-        # loading may have set them
+        # loading may have set the class names
         classes = MetadataCatalog.get(self.name).get("thing_classes")
         if classes is not None and not _are_names(classes):
-            raise InputError(f"The thing_classes of {self.name!r} are no list of names: {classes}.")
+            raise InputError(
+                f"The thing_classes of {self.name!r} are not a list of names: {classes}."
+            )
         count = None if classes is None else len(classes)
         return *check_records(self.name, records, count), list(classes or ())
 
@@ -108,11 +110,11 @@ class CheckedDataset:
         metadata = MetadataCatalog.get(self.name)
         content = read_coco(metadata.json_file)
         classes = class_names(content)
-        learnt = {
+        found = {
             "thing_classes": list(classes.values()),
             "thing_dataset_id_to_contiguous_id": {k: i for i, k in enumerate(classes)},
         }
-        for key, value in learnt.items():
+        for key, value in found.items():
             before = metadata.get(key)
             if before is None:
                 metadata.set(**{key: value})
@@ -124,19 +126,19 @@ class CheckedDataset:
         for root in unused_roots(content):
             self._warnings.append(
                 f"The class {root!r} of {metadata.json_file} has no annotations and the "
-                'supercategory "none": if it only stands above the others, take it out of the file.'
+                'supercategory "none": if it only groups the others, remove it from the file.'
             )
         return coco_records(content, metadata.image_root)
 
     @cached_property
     def missing_images(self) -> list[str]:
-        """Files of the records that do not exist."""
+        """Image files of the records that do not exist."""
         return missing_files(record["file_name"] for record in self.records)
 
     @cached_property
     def unusable_images(self) -> list[str]:
-        """What is wrong with images that are missing, no images, or not of the size that the
-        records say; each is opened, none decoded."""
+        """Reasons why images cannot be used: missing, not an image, or of another size than
+        annotated. Each file is opened, none is decoded."""
         reasons = []
         for record in self.records:
             try:
@@ -147,7 +149,7 @@ class CheckedDataset:
 
 
 def checked_dataset(name: str) -> CheckedDataset:
-    """Put a :class:`CheckedDataset` in the place of a data set, unless there is one.
+    """Replace a data set in the catalog by a :class:`CheckedDataset`, unless it is one already.
 
     Nothing is loaded yet.
 
@@ -158,8 +160,8 @@ def checked_dataset(name: str) -> CheckedDataset:
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else "."
         raise InputError(
-            f"There is no data set {name!r}{hint} One of your own is registered by your config, "
-            "or given with --train-data and --val-data."
+            f"There is no data set {name!r}{hint} Register a custom data set in your config, "
+            "or give its files with --train-data and --val-data."
         )
     load = DatasetCatalog[name]
     if not isinstance(load, CheckedDataset):
@@ -193,6 +195,6 @@ def _are_names(classes: Any) -> bool:
 
 
 def _is_made_by(load: Callable, module: ModuleType) -> bool:
-    """Whether the host's function made it that registers files of a format. A function of anybody
-    else may do more than read the file that the metadata name, for instance take a part of it."""
+    """Whether ``load`` was made by a function of this module of Detectron2. A user's function may
+    do more than read the file of the metadata, for instance select a part of it."""
     return getattr(load, "__module__", None) == module.__name__

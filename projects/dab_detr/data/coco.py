@@ -1,4 +1,4 @@
-"""Files in COCO's detection format: read, checked, and made records of. Masks are not looked at."""
+"""Reads and checks files in COCO's detection format, and makes records. Masks are ignored."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from dab_detr.errors import InputError, listed
 
-# fields of COCO's format that everything after this relies on
+# required fields of COCO's format
 _FIELDS = {
     "images": ("id", "file_name", "width", "height"),
     "categories": ("id", "name"),
@@ -23,15 +23,15 @@ def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
     """Read a file in COCO's detection format and check it.
 
     Args:
-        path: also an address that Detectron2's ``PathManager`` knows.
+        path: a file, or an address of Detectron2's ``PathManager``.
 
     Returns:
-        Its content; ``images``, ``categories`` and ``annotations`` hold at least one entry each,
-        all with the fields that are needed, unique ids and references that exist. A file without
-        the list ``annotations`` is of images to run a model on.
+        Its content; ``images``, ``categories`` and ``annotations`` have at least one entry each,
+        all with the required fields, unique ids and valid references. The list ``annotations`` may
+        be missing, for images without ground truth.
 
     Raises:
-        InputError: naming the file and the first entries that are wrong.
+        InputError: naming the file and the first wrong entry.
     """
     try:
         with PathManager.open(os.fspath(path), "rb") as file:
@@ -42,8 +42,8 @@ def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
         raise InputError(f"The annotations {path} cannot be read as JSON ({reason}).") from error
     if not isinstance(content, dict):
         raise InputError(
-            f"The annotations {path} hold a {type(content).__name__}; COCO's format is an object "
-            f"with {', '.join(_FIELDS)}."
+            f"The annotations {path} are a JSON {type(content).__name__}; COCO's format is an "
+            f"object with {', '.join(_FIELDS)}."
         )
     sections = [name for name in _FIELDS if name != "annotations" or name in content]
     for section in sections:
@@ -57,13 +57,13 @@ def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
 
 
 def class_names(content: dict[str, list[dict]]) -> dict[int, str]:
-    """From a file's category ids, in ascending order, to the names of the classes.
+    """Category ids of a file, in ascending order, with the names of their classes.
 
-    Some programs write a category that only stands above the others, without annotations and
-    named like one of them; that one is no class.
+    Some programs write an additional category that only groups the others, without annotations and
+    with the name of one of them; it is not a class.
 
     Args:
-        content: of :func:`read_coco`.
+        content: result of :func:`read_coco`.
     """
     roots = _namesakes(content)
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
@@ -71,13 +71,13 @@ def class_names(content: dict[str, list[dict]]) -> dict[int, str]:
 
 
 def coco_records(content: dict[str, list[dict]], folder: str | os.PathLike) -> list[dict]:
-    """Records in Detectron2's standard format: boxes and classes, nothing else.
+    """Records in Detectron2's standard format, with boxes and classes only.
 
     Args:
-        content: of :func:`read_coco`. folder: of the images.
+        content: result of :func:`read_coco`. folder: folder of the images.
 
     Returns:
-        A record an image, ordered by id; without ``annotations`` where the file has no such list.
+        One record per image, ordered by id; without ``annotations`` if the file has no such list.
     """
     classes = {number: index for index, number in enumerate(class_names(content))}
     records = {
@@ -106,12 +106,12 @@ def coco_records(content: dict[str, list[dict]], folder: str | os.PathLike) -> l
 
 
 def _path(folder: str | os.PathLike, file_name: str) -> str:
-    # an address stands for itself
+    # an address is not relative to the folder
     return file_name if "://" in file_name else os.path.join(folder, file_name)
 
 
 def unused_roots(content: dict[str, list[dict]]) -> list[str]:
-    """Names of classes without annotations that seem to stand above the other classes only."""
+    """Names of classes without annotations that probably only group the other classes."""
     used = {annotation["category_id"] for annotation in content.get("annotations", ())}
     names = class_names(content)
     return [
@@ -125,7 +125,7 @@ def unused_roots(content: dict[str, list[dict]]) -> list[str]:
 
 
 def _namesakes(content: dict[str, list[dict]]) -> set[int]:
-    """Ids of root categories without annotations that bear the name of another category."""
+    """Ids of root categories without annotations that have the name of another category."""
     used = {annotation["category_id"] for annotation in content.get("annotations", ())}
     counts = Counter(entry["name"] for entry in content["categories"])
     roots: dict[str, list[int]] = {}
@@ -133,7 +133,7 @@ def _namesakes(content: dict[str, list[dict]]) -> set[int]:
         is_root = entry.get("supercategory") in ("none", "")
         if counts[entry["name"]] == 2 and is_root and entry["id"] not in used:
             roots.setdefault(entry["name"], []).append(entry["id"])
-    # of two that could be one nobody knows which
+    # of two such categories it is not known which is the class
     return {found[0] for found in roots.values() if len(found) == 1}
 
 
@@ -142,7 +142,7 @@ def _check_section(path, content: dict, section: str, fields: tuple[str, ...]) -
     if not isinstance(entries, list):
         raise InputError(f"The annotations {path} have no list {section!r}, as COCO's format has.")
     if not entries:
-        raise InputError(f"The annotations {path} hold no {section}.")
+        raise InputError(f"The annotations {path} have no {section}.")
     for index, entry in enumerate(entries):
         lacking = fields if not isinstance(entry, dict) else [f for f in fields if f not in entry]
         if lacking:
@@ -150,12 +150,12 @@ def _check_section(path, content: dict, section: str, fields: tuple[str, ...]) -
                 f"The annotations {path} are wrong: entry {index} of {section} lacks "
                 f"{', '.join(lacking)}."
             )
-    # text is common for images; their order follows from the ids, so they have to be of one kind
+    # text is common for images; all ids need the same type, as images are sorted by them
     kinds = {type(entry["id"]) for entry in entries}
     if kinds != {int} and not (section == "images" and kinds == {str}):
         odd = next(entry["id"] for entry in entries if type(entry["id"]) is not int)
         raise InputError(
-            f"The annotations {path} are wrong: {odd!r} is no id of {section}; whole numbers are "
+            f"The annotations {path} are wrong: {section} have the id {odd!r}; whole numbers are "
             "needed."
         )
     numbers = Counter(entry["id"] for entry in entries)
@@ -174,7 +174,7 @@ def _check_references(path, content: dict) -> None:
             if not isinstance(number, int | str) or number not in known:
                 raise InputError(
                     f"The annotations {path} are wrong: annotation {annotation['id']} has the "
-                    f"{field} {number!r}, which {section} do not have."
+                    f"{field} {number!r}, which is not in {section}."
                 )
 
 
@@ -214,7 +214,9 @@ def _check_annotations(path, annotations: list[dict]) -> None:
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             wrong = f"the bbox {str(box)[:100]}; four numbers, [x, y, width, height], are needed"
         elif annotation.get("ignore"):
-            wrong = '"ignore", which Detectron2 does not know; mark such regions with "iscrowd": 1'
+            wrong = (
+                '"ignore", which Detectron2 does not support; mark such regions with "iscrowd": 1'
+            )
         elif annotation.get("iscrowd", 0) not in (0, 1):
             wrong = f"the iscrowd {annotation['iscrowd']!r}; 0 or 1 is needed"
         else:
@@ -225,7 +227,7 @@ def _check_annotations(path, annotations: list[dict]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Also NaN and infinity, but nothing that does not fit into a float."""
+    """Whether a value is a number that fits into a float, NaN and infinity included."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or abs(value) < 2**53

@@ -1,4 +1,4 @@
-"""From a record of a data set to what the model takes."""
+"""Maps a record of a data set to an input of the model."""
 
 import copy
 from typing import Any
@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import check_image_size
 
 from dab_detr.data.images import UnreadableImage, read_image
 
-# of its sides' ratio; no photograph comes near it
+# aspect ratio; no photograph comes near it
 _NARROW = 50
 
 
@@ -28,8 +28,8 @@ class DetectionMapper(DatasetMapper):
             dataset_dict: in Detectron2's standard format; it is not changed.
 
         Returns:
-            The same with ``image``, uint8 ``(C, H, W)``, and for training ``instances`` in place
-            of ``annotations``; crowds and objects that were cropped away are left out.
+            A copy with ``image``, uint8 ``(C, H, W)``, and for training ``instances`` instead of
+            ``annotations``; crowds and objects outside the crop are left out.
 
         Raises:
             UnreadableImage: see :func:`read_image`; also for an image too narrow to be resized.
@@ -45,7 +45,7 @@ class DetectionMapper(DatasetMapper):
             height, width = image.shape[:2]
             if max(height, width) < _NARROW * min(height, width):
                 raise
-            # resized, one side would have no pixel
+            # after resizing, one side would have no pixel
             raise UnreadableImage(
                 f"The image {record['file_name']} is {width} x {height} pixels, too narrow to be "
                 "resized."

@@ -1,4 +1,4 @@
-"""Records of any data set: brought to one form where that is certain, refused where it is not."""
+"""Normalises records of any data set; refuses what is ambiguous or wrong."""
 
 import math
 import operator
@@ -11,7 +11,8 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from dab_detr.data import boxes
-from dab_detr.data.findings import (
+from dab_detr.data.images import UnreadableImage, image_size
+from dab_detr.data.validation_report import (
     AREA,
     CLIPPED,
     DROPPED,
@@ -19,36 +20,35 @@ from dab_detr.data.findings import (
     NOT_FINITE,
     ROTATED,
     WITHIN_ONE,
-    Findings,
+    ValidationReport,
 )
-from dab_detr.data.images import UnreadableImage, image_size
 from dab_detr.errors import InputError
 
 _MODES = "BoxMode.XYWH_ABS for [x, y, width, height] or BoxMode.XYXY_ABS for two corners"
-# nothing that learns or draws boxes needs them, and what is not looked at is not checked
+# not needed for boxes, and not checked
 _NOT_BOXES = ("segmentation", "keypoints")
 
 
 def check_records(
     name: str, records: Any, num_classes: int | None
-) -> tuple[list[dict[str, Any]], Findings]:
-    """Bring the records of a data set to one form.
+) -> tuple[list[dict[str, Any]], ValidationReport]:
+    """Normalise and check the records of a data set.
 
-    Whole numbers may be of any type, boxes lists, arrays or tensors in any of Detectron2's modes,
-    paths ``Path`` objects. A missing ``image_id`` becomes the record's place, a missing size is
-    read from the image, a missing ``iscrowd`` is 0. Boxes are clipped to their image; those without
-    a part in it are dropped.
+    Whole numbers may have any type; boxes may be lists, arrays or tensors in any of Detectron2's
+    modes; paths may be ``Path`` objects. A missing ``image_id`` is replaced by the record's index,
+    a missing size is read from the image, a missing ``iscrowd`` is 0. Boxes are clipped to their
+    image; boxes entirely outside are dropped.
 
     Args:
         name: of the data set. records: an iterable of Detectron2's dicts; they are not changed.
-        num_classes: how many names of classes the data set has; None if it has no such list.
+        num_classes: number of class names of the data set; None if it has no such list.
 
     Returns:
         New records with ``file_name``, ``image_id`` (int or str), ``height``, ``width`` and, if any
-        of the given ones has them, ``annotations`` with ``bbox`` (floats) in the ``bbox_mode``
+        of the given records has them, ``annotations`` with ``bbox`` (floats) in the ``bbox_mode``
         ``XYWH_ABS`` or ``XYXY_ABS``, ``category_id`` in 0..K-1, ``iscrowd`` 0 or 1, and a positive
-        ``area``; other fields as they were, without masks and keypoints. Left out are images of
-        unknown size that cannot be opened. And what was found.
+        ``area``; other fields are unchanged, masks and keypoints are removed. Images of unknown
+        size that cannot be opened are left out. The second value reports what was changed.
 
     Raises:
         InputError: naming the data set, the record, its file, and the field and value.
@@ -62,7 +62,7 @@ def check_records(
 
 
 class _Wrong(Exception):
-    """What a record has that cannot be right, to be completed by its name."""
+    """What is wrong with a record; the message is completed with the record's name."""
 
 
 class _Check:
@@ -70,9 +70,9 @@ class _Check:
         self._name = name
         self._records = records
         self._num_classes = num_classes
-        self._findings = Findings()
+        self._report = ValidationReport()
 
-    def run(self) -> tuple[list[dict], Findings]:
+    def run(self) -> tuple[list[dict], ValidationReport]:
         entries = [record for record in self._records if isinstance(record, dict)]
         self._annotated = any(record.get("annotations") is not None for record in entries)
         self._numbered = any(record.get("image_id") is not None for record in entries)
@@ -88,7 +88,7 @@ class _Check:
                 ) from error
             if checked is not None:
                 kept.append(checked)
-        return kept, self._findings
+        return kept, self._report
 
     def _record(self, index: int, record: Any) -> dict | None:
         if not isinstance(record, dict):
@@ -118,7 +118,7 @@ class _Check:
     def _image_id(self, index: int, value: Any) -> int | str:
         if value is None:
             if self._numbered:
-                raise _Wrong("has no image_id, which others have")
+                raise _Wrong("has no image_id, but other records have one")
             return index
         if isinstance(value, str):
             return str(value)
@@ -128,13 +128,13 @@ class _Check:
         return number
 
     def _size(self, record: dict, file_name: str) -> tuple[int, int] | None:
-        """(height, width); None for an image that cannot be opened to see them."""
+        """(height, width); None if they are missing and the image cannot be opened."""
         given = record.get("height"), record.get("width")
         if None in given:
             try:
                 return image_size(file_name)
             except UnreadableImage:
-                self._findings.note(MISSING, file_name)
+                self._report.add(MISSING, file_name)
                 return None
         sizes = [_real(value) for value in given]
         if not all(size is not None and 1 <= size < math.inf for size in sizes):
@@ -151,8 +151,8 @@ class _Check:
             raise _Wrong(f"has annotations that are a {type(annotations).__name__}, not a list")
         if annotations and self._num_classes is None:
             raise InputError(
-                f"The data set {self._name!r} has no names of classes: set MetadataCatalog.get("
-                f"{self._name!r}).thing_classes, a list with a name for each category_id from 0."
+                f"The data set {self._name!r} has no class names: set MetadataCatalog.get("
+                f"{self._name!r}).thing_classes to a list with a name for each category_id."
             )
         kept = []
         for index, annotation in enumerate(annotations):
@@ -233,7 +233,7 @@ class _Check:
         return box[2] * box[3]
 
     def _note(self, kind: str, value: Any, record: dict) -> None:
-        self._findings.note(kind, f"{value} in {record['file_name']}")
+        self._report.add(kind, f"{value} in {record['file_name']}")
 
 
 def _whole(value: Any) -> int | None:
@@ -243,13 +243,13 @@ def _whole(value: Any) -> int | None:
     try:
         return operator.index(value)
     except TypeError:
-        # tables with gaps hold whole numbers as floats
+        # tables with missing values store whole numbers as floats
         real = _real(value)
         return int(real) if real is not None and real.is_integer() else None
 
 
 def _flag(value: Any) -> int | None:
-    """A truth value or whole number of any type; None, as nothing is said, is 0."""
+    """A truth value or whole number of any type; None becomes 0."""
     return int(value or 0) if value is None or isinstance(value, bool | np.bool_) else _whole(value)
 
 

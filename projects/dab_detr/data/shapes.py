@@ -1,9 +1,9 @@
-"""A small detection data set drawn by the program: coloured shapes on a noisy background.
+"""A small generated detection data set: coloured shapes on a noisy background.
 
-Real PNG files and COCO annotations, so that everything a training on COCO uses is used here too.
-The same settings give the same bytes on every machine: only integers and IEEE additions,
-multiplications and divisions are used, a random generator whose stream numpy has frozen, and PNG
-files without compression, whose bytes do not depend on a library's version.
+It has PNG files and COCO annotations, so that it is read and trained on exactly like COCO. The same
+settings give the same bytes on every machine: they only use integers, IEEE additions,
+multiplications and divisions, a random generator whose stream numpy keeps fixed, and PNG files
+without compression, whose bytes do not depend on a library's version.
 """
 
 import binascii
@@ -22,7 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dab_detr.data.coco import coco_records, read_coco
 
-# Raised whenever the drawing changes, so that folders of an older version are not taken for new.
+# Increased whenever the drawing changes, so that folders of an older version are not reused.
 _VERSION = 1
 
 
@@ -34,7 +34,7 @@ def _cross(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.minimum(np.abs(x), np.abs(y)) <= 1 / 3
 
 
-# Each takes coordinates in -1..1 of the object's box and says which points belong to the object.
+# Each takes coordinates in -1..1 of the object's box and returns which points are in the object.
 _SHAPES = {
     "rectangle": lambda y, x: np.ones(np.broadcast(y, x).shape, bool),
     "ellipse": lambda y, x: y * y + x * x <= 1,
@@ -44,7 +44,7 @@ _SHAPES = {
     "ring": lambda y, x: (y * y + x * x <= 1) & (y * y + x * x >= 0.3),
 }
 CLASSES = tuple(_SHAPES)
-# of the boxes in pictures of predictions, RGB
+# colours of the boxes in visualizations, RGB
 _BOX_COLORS = [
     (255, 255, 0), (0, 255, 255), (255, 80, 255), (255, 140, 0), (80, 255, 80), (255, 60, 60),
 ]  # fmt: skip
@@ -52,13 +52,13 @@ _BOX_COLORS = [
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What to draw.
+    """Settings of the data set.
 
     Attributes:
-        num_train, num_val: number of images of the two parts.
+        num_train, num_val: number of images for training and validation.
         size: height and width of the images in pixels, at least 32.
         classes: names out of ``CLASSES``.
-        max_objects: each image has 1 to this many.
+        max_objects: each image has 1 to max_objects objects.
         seed: 0 .. 2**32 - 1.
 
     Raises:
@@ -92,13 +92,13 @@ class ShapesSpec:
 
 
 def generate_shapes(root: str | os.PathLike, spec: ShapesSpec = ShapesSpec()) -> Path:
-    """Write the data set below ``root`` unless it is there already.
+    """Write the data set below ``root`` unless it exists.
 
-    It is drawn into a temporary folder that gets its name when everything is written, so an
-    interrupted run leaves nothing that a later one would take for complete.
+    It is written to a temporary folder, which is renamed when it is complete: an interrupted run
+    leaves no incomplete data set.
 
     Returns:
-        The folder; in it ``train/``, ``val/`` with PNG files and ``train.json``, ``val.json``.
+        The folder, with ``train/``, ``val/`` with PNG files and ``train.json``, ``val.json``.
     """
     folder = Path(root) / spec.folder_name
     if folder.is_dir():
@@ -115,7 +115,7 @@ def generate_shapes(root: str | os.PathLike, spec: ShapesSpec = ShapesSpec()) ->
         try:
             unfinished.rename(folder)
         except OSError:
-            # Another process was faster; what it wrote is the same.
+            # Another process was faster and wrote the same files.
             if not folder.is_dir():
                 raise
     finally:
@@ -124,9 +124,9 @@ def generate_shapes(root: str | os.PathLike, spec: ShapesSpec = ShapesSpec()) ->
 
 
 def register_shapes(prefix: str = "shapes", spec: ShapesSpec = ShapesSpec()) -> None:
-    """Register ``<prefix>_train`` and ``<prefix>_val``; the files are drawn at the first use.
+    """Register ``<prefix>_train`` and ``<prefix>_val``; the files are written at the first use.
 
-    They lie below ``$DETECTRON2_DATASETS`` (default ``./datasets``), like Detectron2's own.
+    They are below ``$DETECTRON2_DATASETS`` (default ``./datasets``), like Detectron2's own.
     """
     for part in ("train", "val"):
         name = f"{prefix}_{part}"
@@ -134,7 +134,7 @@ def register_shapes(prefix: str = "shapes", spec: ShapesSpec = ShapesSpec()) -> 
         MetadataCatalog.get(name).set(
             thing_classes=list(spec.classes),
             thing_colors=[_BOX_COLORS[CLASSES.index(name)] for name in spec.classes],
-            # as in the files
+            # the ids in the files
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(spec.classes))},
             evaluator_type="coco",
         )
@@ -176,7 +176,7 @@ def _draw_part(folder: Path, spec: ShapesSpec, part: int, count: int) -> dict:
 def _draw_image(random: np.random.RandomState, spec: ShapesSpec) -> tuple[np.ndarray, list]:
     """One image ``(size, size, 3)`` uint8 and its objects: (label, xywh box, visible pixels)."""
     size = spec.size
-    # background: a colour that changes a little from left to right and from top to bottom
+    # background: a colour with a slight horizontal and vertical gradient
     background = random.randint(40, 216, 3)
     slopes = random.randint(-30, 31, (2, 3))
     steps = np.arange(size)
@@ -194,7 +194,7 @@ def _draw_image(random: np.random.RandomState, spec: ShapesSpec) -> tuple[np.nda
         owner[window][mask] = len(objects)
         image[window][mask] = color
         objects.append((label, (x, y, width, height)))
-    # two throws make a noise that is strongest around zero
+    # the sum of two uniform numbers has most values around zero
     noise = random.randint(-14, 15, image.shape) + random.randint(-14, 15, image.shape)
     pixels = np.clip(image + noise, 0, 255).astype(np.uint8)
     visible = np.bincount(owner[owner >= 0], minlength=len(objects))
@@ -202,7 +202,7 @@ def _draw_image(random: np.random.RandomState, spec: ShapesSpec) -> tuple[np.nda
 
 
 def _place(random: np.random.RandomState, spec: ShapesSpec, owner: np.ndarray, objects: list):
-    """Find room for an object that hides at most half of each earlier one, or None."""
+    """Place an object that hides at most half of each earlier one; None if that fails."""
     sides = [max(8, spec.size * part // 100) for part in (10, 60)]
     for _ in range(10):
         label = random.randint(len(spec.classes))
@@ -212,7 +212,7 @@ def _place(random: np.random.RandomState, spec: ShapesSpec, owner: np.ndarray, o
         rows = (2 * np.arange(height) + 1 - height)[:, None] / height
         columns = (2 * np.arange(width) + 1 - width)[None, :] / width
         mask = _SHAPES[spec.classes[label]](rows, columns)
-        # a tip can be thinner than a pixel: the box ends where the visible pixels do
+        # a tip can be thinner than a pixel: the box is that of the visible pixels
         top, bottom = np.flatnonzero(mask.any(1))[[0, -1]]
         left, right = np.flatnonzero(mask.any(0))[[0, -1]]
         mask = mask[top : bottom + 1, left : right + 1]
@@ -227,12 +227,12 @@ def _place(random: np.random.RandomState, spec: ShapesSpec, owner: np.ndarray, o
 
 
 def _side(random: np.random.RandomState, least: int, most: int) -> int:
-    """A length that is small more often than large: the smaller of two throws."""
+    """A length, small more often than large: the minimum of two uniform numbers."""
     return int(random.randint(least, most + 1, 2).min())
 
 
 def _distinct_color(random: np.random.RandomState, below: np.ndarray) -> np.ndarray:
-    """A colour that can be told from what it covers, if only just."""
+    """A colour that differs from what it covers, if only slightly."""
     while True:
         color = random.randint(0, 256, 3)
         if np.abs(color - below).sum() >= 120:
@@ -242,7 +242,7 @@ def _distinct_color(random: np.random.RandomState, below: np.ndarray) -> np.ndar
 def _png(pixels: np.ndarray) -> bytes:
     """An RGB image as PNG with stored (not compressed) data.
 
-    Compressors differ in their output from version to version; stored blocks do not.
+    The output of compressors depends on their version; stored blocks do not.
     """
     height, width, _ = pixels.shape
     # each row starts with its filter type, 0

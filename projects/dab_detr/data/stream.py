@@ -1,8 +1,8 @@
-"""The endless stream of training samples, each a function of the seed and its place alone.
+"""The infinite stream of training samples; each depends only on the seed and its position.
 
-Detectron2's own loader draws the augmentation from the state of whichever process comes to it, so a
-training that is stopped cannot go on as if nothing had happened. Here a sample depends neither on
-the samples before it nor on the number of data workers, GPUs or micro-batches.
+In Detectron2's own loader, augmentations depend on the state of a worker's random generators, so a
+training cannot be resumed exactly. Here a sample depends neither on earlier samples nor on the
+number of data workers, GPUs or micro-batches.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ _UNREADABLE = "unreadable"
 
 
 class PositionSampler(Sampler):
-    """Numbers what another sampler yields.
+    """Adds positions to the indices of another sampler.
 
     Args:
-        sampler: yields this worker's indices, every ``world_size``-th of a common stream, as all of
-            Detectron2's training samplers do.
-        start: how many of them to pass over.
+        sampler: yields this process's indices, every ``world_size``-th of a common stream, like all
+            of Detectron2's training samplers.
+        start: number of indices to skip.
 
     Yields:
-        ``(position, index)``, where positions count the samples of all workers.
+        ``(position, index)``; positions count the samples of all processes.
     """
 
     def __init__(self, sampler: Iterable[int], start: int = 0):
@@ -50,15 +50,15 @@ class PositionSampler(Sampler):
 class SampleStream(Dataset):
     """Maps ``(position, index)`` to the mapped record ``index``.
 
-    An image that cannot be read is replaced by another, drawn from the same seed, and named under
-    "unreadable" in the sample that comes instead; :class:`UnreadableImages` takes it from there.
+    An image that cannot be read is replaced by another one, drawn with the same seed. The new
+    sample names the file under "unreadable", for :class:`UnreadableImages`.
 
     Args:
         records: Detectron2's dicts.
-        mapper: makes a sample of a record; random numbers come from ``random``, ``numpy.random`` or
-            ``torch``. None leaves the record out.
+        mapper: maps a record to a sample, with random numbers from ``random``, ``numpy.random`` or
+            ``torch``. If it returns None, the record is skipped.
         seed: not negative.
-        max_unreadable: after this many replacements in a row the sample holds no image.
+        max_unreadable: after this many replacements in a row the sample has no image.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SampleStream(Dataset):
         unreadable: list[tuple[str, str]] = []
         failed: set[int] = set()
         attempt = 0
-        # a file may be in several records
+        # several records may have the same file
         while len(dict(unreadable)) <= self._max_unreadable:
             with seeded(self._seed, position, attempt):
                 record = self._records[index]
@@ -105,14 +105,14 @@ class SampleStream(Dataset):
 
 
 class UnreadableImages:
-    """Wraps a loader of :class:`SampleStream`'s batches; names what could not be read.
+    """Wraps a loader of :class:`SampleStream`'s batches; reports images that cannot be read.
 
     Args:
         loader: yields lists of samples.
-        limit: this many different files may be unreadable in this process.
+        limit: number of different unreadable files allowed in this process.
 
     Raises:
-        InputError: on iteration, when there are more, or no image could be read.
+        InputError: on iteration, if there are more, or if no image can be read.
     """
 
     def __init__(self, loader: Iterable[list[dict]], limit: int):
@@ -128,8 +128,8 @@ class UnreadableImages:
                     self._note(file_name, reason)
                 if unreadable and not sample:
                     raise InputError(
-                        f"{unreadable[-1][1]} None of the images that were tried in its place can "
-                        "be read either: mend the training data."
+                        f"{unreadable[-1][1]} None of the images that were tried instead can be "
+                        "read either: repair the training data."
                     )
             yield batch
 
@@ -139,11 +139,11 @@ class UnreadableImages:
         self._files.add(file_name)
         if len(self._files) > self._limit:
             raise InputError(
-                f"{reason} It is number {len(self._files)} of the images that cannot be read, and "
-                f"train.max_unreadable_images is {self._limit}: mend or remove them, or raise it."
+                f"{reason} {len(self._files)} images cannot be read, but "
+                f"train.max_unreadable_images is {self._limit}: repair or remove them, or raise it."
             )
         logging.getLogger(__name__).warning(
-            f"{reason} Another image takes its place ({len(self._files)} of at most {self._limit})."
+            f"{reason} Another image is used instead ({len(self._files)} of at most {self._limit})."
         )
 
 
@@ -158,7 +158,7 @@ def seed_generators(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Inside, ``random``, ``numpy.random`` and torch's CPU generator follow from the numbers."""
+    """Seeds ``random``, ``numpy.random`` and torch's CPU generator; restores them at the end."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     seed_generators(*numbers)
     try:

@@ -1,4 +1,4 @@
-"""Checks of the data sets of a config, before anything slow starts, and reports on them."""
+"""Checks the data sets of a config before anything slow starts, and logs reports on them."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from torch import nn
 
 from dab_detr.data.catalog import CheckedDataset
 from dab_detr.data.datasets import datasets_of
-from dab_detr.data.findings import CROWDS, EMPTY, IGNORED, MISSING, Findings
+from dab_detr.data.validation_report import CROWDS, EMPTY, IGNORED, MISSING, ValidationReport
 from dab_detr.errors import InputError, listed
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,11 @@ _ID_MAP = "thing_dataset_id_to_contiguous_id"
 
 
 def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
-    """See that the data sets of ``cfg.dataloader`` are registered, there, and right.
+    """Check that the data sets of ``cfg.dataloader`` are registered, exist, and are valid.
 
     Args:
         cfg: a whole config.
-        parts: of ``train`` and ``test`` those that will be used.
+        parts: the parts that will be used, of ``train`` and ``test``.
 
     Raises:
         InputError: naming the data set and what is wrong with it.
@@ -42,10 +42,10 @@ def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
 
 
 def check_classes(cfg: DictConfig, model: nn.Module, parts: Iterable[str]) -> None:
-    """See that the model has a class for each of the data's.
+    """Check that the model has at least as many classes as the data sets.
 
     Raises:
-        InputError: if it has fewer. More are allowed and reported.
+        InputError: if it has fewer. More are allowed, with a warning.
     """
     for dataset in [dataset for part in parts for dataset in datasets_of(cfg, part)]:
         wanted = len(dataset.classes)
@@ -58,23 +58,23 @@ def check_classes(cfg: DictConfig, model: nn.Module, parts: Iterable[str]) -> No
             logger.warning(
                 f"The data set {dataset.title} has {wanted} classes, the model "
                 f"{model.num_classes}: the others are not evaluated; model.num_classes={wanted} "
-                "leaves them out."
+                "removes them."
             )
 
 
 def prepare_training_records(cfg: DictConfig, records: list[dict]) -> list[dict]:
-    """The records to train on; what was mended and left out is reported.
+    """The records to train on; logs what was changed and left out.
 
     Args:
-        records: that ``cfg.dataloader.train.dataset`` gives. Images without boxes stay (its
-            ``filter_empty`` leaves them out, if that is wanted).
+        records: those of ``cfg.dataloader.train.dataset``. Images without boxes are kept (its
+            ``filter_empty`` removes them).
 
     Raises:
         InputError: see :func:`check_datasets`.
     """
     datasets = datasets_of(cfg, "train")
     _check_train(datasets, cfg.train.max_unreadable_images)
-    findings = _findings(datasets)
+    report = _merged_report(datasets)
     missing = {file_name for dataset in datasets for file_name in dataset.missing_images}
     kept = []
     for record in records:
@@ -83,48 +83,49 @@ def prepare_training_records(cfg: DictConfig, records: list[dict]) -> list[dict]
         objects = []
         for annotation in record.get("annotations", ()):
             if annotation.get("iscrowd"):
-                findings.note(CROWDS, f"{annotation['bbox']} in {record['file_name']}")
+                report.add(CROWDS, f"{annotation['bbox']} in {record['file_name']}")
             else:
                 objects.append(annotation)
         if not objects:
-            findings.note(EMPTY, record["file_name"])
+            report.add(EMPTY, record["file_name"])
         kept.append({**record, "annotations": objects})
-    _report("training", datasets, kept, findings)
+    _log_report("training", datasets, kept, report)
     return kept
 
 
 def check_test_records(cfg: DictConfig) -> None:
-    """Report on the data that is evaluated on.
+    """Check the data for evaluation and log a report.
 
     Raises:
         InputError: see :func:`check_datasets`.
     """
     for dataset in datasets_of(cfg, "test"):
         _check_test(dataset)
-        findings = _findings([dataset])
+        report = _merged_report([dataset])
         for record in dataset.records:
             annotations = record.get("annotations", ())
             for annotation in annotations:
                 if annotation["iscrowd"]:
-                    findings.note(IGNORED, f"{annotation['bbox']} in {record['file_name']}")
+                    report.add(IGNORED, f"{annotation['bbox']} in {record['file_name']}")
             if not annotations:
-                findings.note(EMPTY, record["file_name"])
-        _report(f"evaluation ({dataset.name})", [dataset], dataset.records, findings)
+                report.add(EMPTY, record["file_name"])
+        _log_report(f"evaluation ({dataset.name})", [dataset], dataset.records, report)
         if any(r.get("annotations") for r in dataset.records) and not _objects(dataset.records):
             logger.warning(
-                f"{dataset.title} has crowd regions only: every number of an evaluation by COCO's "
-                "rules will be NaN."
+                f"{dataset.title} has crowd regions only: all of COCO's metrics will be NaN."
             )
 
 
 def _objects(records: list[dict]) -> int:
-    """How many boxes there are without crowds."""
+    """Number of boxes without crowd regions."""
     return sum(not a["iscrowd"] for record in records for a in record.get("annotations", ()))
 
 
-def _report(use: str, datasets: list[CheckedDataset], records: list[dict], findings: Findings):
+def _log_report(
+    use: str, datasets: list[CheckedDataset], records: list[dict], report: ValidationReport
+):
     title = f"Data for {use}: {len(records)} images with {_objects(records)} boxes."
-    logger.info("\n  ".join([title, *str(findings).splitlines()]))
+    logger.info("\n  ".join([title, *str(report).splitlines()]))
     for dataset in datasets:
         for sentence in dataset.warnings:
             logger.warning(sentence)
@@ -137,7 +138,7 @@ def _check_files(name: str) -> None:
         if path is not None and "://" not in path and not exists(path):
             raise InputError(
                 f"The data set {name!r} needs {os.path.abspath(path)}, which does not exist; "
-                "DETECTRON2_DATASETS names the folder of all data sets (default ./datasets)."
+                "set DETECTRON2_DATASETS to the folder of all data sets (default ./datasets)."
             )
 
 
@@ -146,36 +147,36 @@ def _check_train(datasets: list[CheckedDataset], max_missing: int) -> None:
         if dataset.records and not any("annotations" in record for record in dataset.records):
             source = MetadataCatalog.get(dataset.name).get("json_file")
             named = f"annotations {source}" if source else f"records of {dataset.title}"
-            raise InputError(f"The {named} have no list 'annotations', which training needs.")
-    findings = _findings(datasets)
-    images = sum(len(data.records) + data.findings.count(MISSING) for data in datasets)
-    missing = findings.count(MISSING)
+            raise InputError(f"The {named} have no list 'annotations', needed for training.")
+    report = _merged_report(datasets)
+    images = sum(len(data.records) + data.report.count(MISSING) for data in datasets)
+    missing = report.count(MISSING)
     if missing and (missing > max_missing or missing >= images):
         raise InputError(
-            f"Of the {images} images of the training data {missing} do not exist, the first is "
-            f"{findings.first(MISSING)}; train.max_unreadable_images allows {max_missing}. Is the "
-            "folder of images the right one?"
+            f"Of the {images} images of the training data, {missing} do not exist, the first is "
+            f"{report.first(MISSING)}; train.max_unreadable_images allows {max_missing}. Is the "
+            "image folder the right one?"
         )
     if not images:
         raise InputError("The training data has no images.")
     if not any(_objects(dataset.records) for dataset in datasets):
-        raise InputError("The training data has no box that can be learnt from.")
+        raise InputError("The training data has no box to train on.")
 
 
-def _findings(datasets: list[CheckedDataset]) -> Findings:
-    findings = Findings()
+def _merged_report(datasets: list[CheckedDataset]) -> ValidationReport:
+    report = ValidationReport()
     for dataset in datasets:
-        findings.extend(dataset.findings)
+        report.extend(dataset.report)
         for file_name in dataset.missing_images:
-            findings.note(MISSING, file_name)
-    return findings
+            report.add(MISSING, file_name)
+    return report
 
 
 def _check_test(dataset: CheckedDataset) -> None:
-    missing = dataset.findings.count(MISSING)
+    missing = dataset.report.count(MISSING)
     unusable = dataset.unusable_images
     if missing or unusable:
-        first = dataset.findings.first(MISSING) if missing else unusable[0]
+        first = dataset.report.first(MISSING) if missing else unusable[0]
         raise InputError(
             f"{missing + len(unusable)} images of the data set {dataset.title} do not exist or "
             f"cannot be used, the first: {first.rstrip('.')}. An evaluation needs all of them."
@@ -190,18 +191,15 @@ def _check_test(dataset: CheckedDataset) -> None:
         )
     annotated = any("annotations" in record for record in dataset.records)
     if annotated and not any(record["annotations"] for record in dataset.records):
-        raise InputError(
-            f"The annotations of {dataset.title} have no box with a size in its image to evaluate "
-            "against."
-        )
+        raise InputError(f"The annotations of {dataset.title} have no valid box to evaluate with.")
 
 
 def _check_same_classes(first: CheckedDataset, second: CheckedDataset) -> None:
-    """Detections mean the same in both: equal names of classes, with equal ids if both have ids."""
+    """Require equal class names, with equal ids if both data sets have ids."""
     ids = [MetadataCatalog.get(data.name).get(_ID_MAP) for data in (first, second)]
     names = [dict(enumerate(data.classes)) for data in (first, second)]
     if not all(names):
-        # nothing but images
+        # a data set of images without annotations
         return
     if all(ids):
         names = [{k: name.get(i) for k, i in m.items()} for m, name in zip(ids, names)]

@@ -1,4 +1,4 @@
-"""Pascal VOC's annotations, as they are found: with parts missing, and decimal coordinates."""
+"""Reads Pascal VOC annotations, also with missing fields and decimal coordinates."""
 
 import math
 import os
@@ -17,8 +17,8 @@ class VOCObject(NamedTuple):
     """An object of an image.
 
     Attributes:
-        name: of its class.
-        box: xmin, ymin, xmax, ymax; pixels counted from 1, both ends included.
+        name: class name.
+        box: xmin, ymin, xmax, ymax; 1-based pixels, both ends included.
         difficult: not counted in VOC's own evaluation.
     """
 
@@ -28,7 +28,7 @@ class VOCObject(NamedTuple):
 
 
 class VOCImage(NamedTuple):
-    """An annotation file."""
+    """The content of an annotation file."""
 
     name: str
     path: str
@@ -41,18 +41,18 @@ def voc_images(dirname: str, split: str, class_names: Sequence[str]) -> Iterator
     """Read the annotations of a split in VOC's layout.
 
     Args:
-        dirname: holds ``Annotations``, ``ImageSets`` and ``JPEGImages``.
-        split: names ``ImageSets/Main/<split>.txt``, which lists the images.
-        class_names: all that may occur.
+        dirname: folder with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
+        split: name of the list of images, ``ImageSets/Main/<split>.txt``.
+        class_names: all allowed classes.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
     list_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     try:
-        # editors of some systems begin a file with a byte order mark
+        # some editors write a byte order mark
         with PathManager.open(list_file, encoding="utf-8-sig") as file:
-            # a class's own lists have a number behind the name
+            # the lists of a class have a number after the name
             names = [line.split()[0] for line in file if line.strip()]
     except OSError as error:
         raise InputError(f"The list of images {list_file} cannot be read: {error}.") from error
@@ -68,19 +68,19 @@ def voc_images(dirname: str, split: str, class_names: Sequence[str]) -> Iterator
 
 
 def read_annotation(path: str | os.PathLike, name: str | None = None) -> VOCImage:
-    """Read an annotation file. Only size, names and boxes have to be there.
+    """Read an annotation file. Only size, names and boxes are required.
 
     Args:
-        name: of the image; None: the file's.
+        name: name of the image; None: the name of the file.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
     try:
-        # as bytes: the file says what its encoding is
+        # as bytes: the file declares its encoding
         with PathManager.open(os.fspath(path), "rb") as file:
             root = ET.parse(file).getroot()
-    # the last two are for encodings that are unknown
+    # the last two are raised for unknown encodings
     except (OSError, ET.ParseError, LookupError, ValueError) as error:
         raise InputError(f"The annotation {path} cannot be read as XML: {error}.") from error
     width, height = (_number(path, root, f"size/{side}") for side in ("width", "height"))
@@ -111,7 +111,7 @@ def _number(path: str | os.PathLike, node: ET.Element, place: str) -> float:
 def voc_records(dirname: str, split: str, class_names: Sequence[str]) -> list[dict]:
     """Records in Detectron2's standard format, difficult objects included, as Detectron2 has them.
 
-    Args, Raises: as of :func:`voc_images`.
+    Args, Raises: as for :func:`voc_images`.
     """
     return [
         {
@@ -122,7 +122,7 @@ def voc_records(dirname: str, split: str, class_names: Sequence[str]) -> list[di
             "annotations": [
                 {
                     "category_id": list(class_names).index(found.name),
-                    # from pixels counted from 1 to edges counted from 0
+                    # from 1-based pixels to 0-based edges
                     "bbox": [found.box[0] - 1, found.box[1] - 1, *found.box[2:]],
                     "bbox_mode": BoxMode.XYXY_ABS,
                 }

@@ -1,4 +1,4 @@
-"""Trained models that predict."""
+"""Inference with trained models."""
 
 from dab_detr.inference.copy import inference_copy
 

@@ -1,37 +1,37 @@
-"""A copy of a model that predicts the same, faster, and no longer learns."""
+"""A faster copy of a model, for inference only."""
 
 import copy
 
 import torch
 
 from dab_detr.compiling import compile_for_all_sizes, require_compiler
-from dab_detr.inference.folding import fold_norms
+from dab_detr.inference.fusing import fuse_conv_bn
 from dab_detr.modeling.meta_arch import DABDETR
 
 
 def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool = False) -> DABDETR:
-    """Copy a model for prediction; the model itself stays as it is and can go on learning.
+    """Copy a model for inference; the model itself is not changed and can be trained further.
 
-    Batch norms of Detectron2's convolutions are folded into them, and weights are laid out with
-    channels last. Results differ from the model's by rounding only. Save the model, not the copy:
-    without norms the copy's state dict fits no other model.
+    Detectron2's convolutions are fused with their BatchNorm, and weights use channels last. Results
+    differ from the model's only by rounding. Save the model, not the copy: without norms the
+    copy's state dict fits no other model.
 
     Args:
         model: on any device.
-        compile: also compile the backbone and the transformer with the weights as constants, for
-            all sizes of images. The first call then takes a minute or more, and so does the first
-            of several images, the first with padding, and on a CPU the first of 16 or more. Calls
-            have to be under :func:`torch.no_grad`.
-        cuda_graphs: with ``compile``, on a GPU: record each size's kernels and replay them, which
-            pays for small batches of few sizes.
+        compile: also compile the backbone and the transformer with constant weights, for all sizes
+            of images. The first call then takes a minute or more, and so do the first batch of
+            several images, the first with padding, and on a CPU the first of 16 or more. It has to
+            be called under :func:`torch.no_grad`.
+        cuda_graphs: with ``compile``, on a GPU: record the kernels for each size and replay them,
+            which helps for small batches of few sizes.
 
     Returns:
-        A model in evaluation mode, to be called as the original.
+        A model in evaluation mode, to be called like the original.
 
     Raises:
-        TypeError: for another model, such as one that is wrapped for several GPUs.
-        ValueError: if CUDA graphs are wanted without compiling, or not on a GPU.
-        InputError: if the model is to be compiled and there is no compiler.
+        TypeError: for another model, such as one wrapped in DistributedDataParallel.
+        ValueError: for CUDA graphs without ``compile``, or without a GPU.
+        InputError: if ``compile`` is set and there is no compiler.
     """
     if not isinstance(model, DABDETR):
         raise TypeError(
@@ -43,7 +43,7 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
     if compile:
         require_compiler(model.device, "inference_copy: compile=True")
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_norms(copied)
+    fuse_conv_bn(copied)
     copied.to(memory_format=torch.channels_last)
     if compile:
         options = {"freezing": True, "triton.cudagraphs": cuda_graphs}
@@ -54,7 +54,7 @@ def inference_copy(model: DABDETR, *, compile: bool = False, cuda_graphs: bool =
 
 
 def _refuse_gradients(model: DABDETR, inputs: tuple) -> None:
-    """With gradients, PyTorch would quietly compile another model, whose weights can change."""
+    """With gradients, PyTorch would compile another graph without constant weights."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "A compiled inference_copy has to be called under torch.no_grad() or "

@@ -1,6 +1,6 @@
 """The DAB-DETR model. Only ``meta_arch`` knows Detectron2's images and Instances.
 
-Names are loaded on first use: ``Core`` and its parts need neither Detectron2 nor fvcore.
+Names are imported on first use: ``Core`` and its parts need neither Detectron2 nor fvcore.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Attention of the encoder and the decoder: which projections are added, which are concatenated."""
+"""Attention modules of the encoder and the decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from dab_detr.modeling.initialization import reset_parameters
 from dab_detr.modeling.structures import Encoding, Memory
 
-# In float16 a query beyond this only overflows: the softmax has long become one-hot.
+# Larger float16 queries would only overflow: the softmax is already one-hot at this size.
 _FLOAT16_QUERY_LIMIT = 4096.0
 
 
 def require_heads(part: str, d_model: int, num_heads: int) -> None:
-    """Raise ValueError, naming the part of the model, if the width does not divide into heads."""
+    """Raise ValueError, naming the part of the model, if the width is no multiple of the heads."""
     if d_model % num_heads:
         raise ValueError(
             f"d_model of the {part} is {d_model}; it has to be a multiple of num_heads={num_heads}."
@@ -27,14 +27,14 @@ def multi_head_attention(
     allowed: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """Softmax attention over heads that lie side by side in the last dimension.
+    """Scaled dot-product attention; the heads are side by side in the last dimension.
 
     Args:
         query: ``(B, Q, num_heads * c)``, or ``(1, Q, num_heads * c)`` for all images.
         key: ``(B, N, num_heads * c)``. value: ``(B, N, num_heads * d)``.
-        allowed: bool, broadcast to ``(B, num_heads, Q, N)``, True where a query may attend to a
-            key; None: everywhere.
-        dropout: probability with which an attention weight is dropped.
+        allowed: bool, broadcastable to ``(B, num_heads, Q, N)``, True where a query may attend to
+            a key; None: everywhere.
+        dropout: probability that an attention weight is dropped.
 
     Returns:
         ``(B, Q, num_heads * d)``.
@@ -44,8 +44,8 @@ def multi_head_attention(
         x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
     )
     width = value.shape[-1]
-    # The kernels that never write down the attention weights want all heads equally wide; a third
-    # of the time on a CPU. A trace, to count operations or to export, is better without zeros.
+    # PyTorch's fused kernels, which save a third of the time on a CPU, need values as wide as the
+    # queries. A trace, for counting operations or export, is better without the padding.
     if width < query.shape[-1] and not torch.jit.is_tracing():
         value = F.pad(value, (0, query.shape[-1] - width))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
@@ -53,7 +53,7 @@ def multi_head_attention(
 
 
 class _Attention(nn.Module):
-    """What all have: heads, dropout of the attention weights, an output projection."""
+    """Common parts: number of heads, dropout of the attention weights, output projection."""
 
     def __init__(self, num_heads: int, dropout: float):
         super().__init__()
@@ -61,7 +61,7 @@ class _Attention(nn.Module):
         self.dropout = dropout
 
     def reset_parameters(self) -> None:
-        """Draw the projections; those that start without a bias get none."""
+        """Initialise the projections; some biases start at zero."""
         for child in self.children():
             reset_parameters(child)
         self._zero_biases()
@@ -77,10 +77,10 @@ class _Attention(nn.Module):
 
 
 class EncoderSelfAttention(_Attention):
-    """Self-attention with ``Q = K = proj(x + position)``, each its own, and ``V = proj(x)``.
+    """Self-attention with ``Q, K = proj(x + position)``, ``V = proj(x)``; three projections.
 
-    The three projections start as one packed matrix would, as in
-    :class:`torch.nn.MultiheadAttention`: within its Xavier bound, with biases of zero.
+    They are initialised like one packed matrix, as in :class:`torch.nn.MultiheadAttention`: with
+    its Xavier bound, and biases of zero.
     """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float = 0.0):
@@ -105,7 +105,7 @@ class EncoderSelfAttention(_Attention):
 
 
 class DecoderSelfAttention(_Attention):
-    """Self-attention among queries: ``Q, K = proj(C) + proj(P)``, each its own; ``V = proj(C)``."""
+    """Self-attention among queries: ``Q, K = proj(C) + proj(P)`` (four), ``V = proj(C)``."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float = 0.0):
         super().__init__(num_heads, dropout)
@@ -120,7 +120,7 @@ class DecoderSelfAttention(_Attention):
     def forward(
         self, content: Tensor, position: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """New content ``(B, Q, D)``.
+        """Attend among the queries; returns ``(B, Q, D)``.
 
         Args:
             content, position: content C and positional queries P, ``(B or 1, Q, D)``.
@@ -132,17 +132,17 @@ class DecoderSelfAttention(_Attention):
 
 
 class ConditionalCrossAttention(_Attention):
-    """Cross-attention whose heads compare content with content and place with place.
+    """Cross-attention whose heads compare content with content and position with position.
 
-    Every head is ``[content | place]``, so a score is the sum of a content and a positional
-    similarity (Conditional DETR; DAB-DETR's equation 5). The positional part of DAB-DETR's queries
-    arrives modulated by the anchor's width and height (equation 6); see
+    Each head of queries and keys is ``[content | position]``, so a score is the sum of a content
+    and a positional similarity (Conditional DETR; DAB-DETR, equation 5). The positional part of
+    DAB-DETR's queries is already modulated by the anchor's width and height (equation 6); see
     :func:`dab_detr.modeling.queries.anchor_boxes.modulate_encoding`.
 
     Args:
         d_model, num_heads, dropout: width, number of heads, dropout of the attention weights.
         add_position_to_content: also add the projected positional query to the query's content and
-            the key's place to the key's content, as the first layer does.
+            the key's position to the key's content, as the first layer does.
     """
 
     def __init__(
@@ -169,29 +169,29 @@ class ConditionalCrossAttention(_Attention):
         Args:
             content: content queries ``(B or 1, Q, D)``.
             encoding: positional queries and, as ``cross``, encoded centres, ``(B or 1, Q, D)``.
-            memory: what to attend to.
+            memory: the encoder's output, which is attended to.
 
         Returns:
             ``(B, Q, D)``.
         """
         query_content = self.query_content_proj(content)
-        query_place = self.query_encoding_proj(encoding.cross)
+        query_encoding = self.query_encoding_proj(encoding.cross)
         key_content = self.key_content_proj(memory.cells)
-        key_place = self.key_encoding_proj(memory.key_encoding)
+        key_encoding = self.key_encoding_proj(memory.key_encoding)
         if self.query_position_proj is not None:
             query_content = query_content + self.query_position_proj(encoding.position)
-            key_content = key_content + key_place
-        if query_place.dtype == torch.float16:
-            query_place = query_place.clamp(-_FLOAT16_QUERY_LIMIT, _FLOAT16_QUERY_LIMIT)
+            key_content = key_content + key_encoding
+        if query_encoding.dtype == torch.float16:
+            query_encoding = query_encoding.clamp(-_FLOAT16_QUERY_LIMIT, _FLOAT16_QUERY_LIMIT)
         return self._attend(
-            self._join(query_content, query_place),
-            self._join(key_content, key_place),
+            self._join(query_content, query_encoding),
+            self._join(key_content, key_encoding),
             self.value_proj(memory.cells),
             memory.valid_mask,
         )
 
-    def _join(self, content: Tensor, place: Tensor) -> Tensor:
-        """Two ``(B, N, H * c)`` to ``(B, N, H * 2c)``, each head ``[content | place]``."""
-        halves = torch.broadcast_tensors(content, place)
+    def _join(self, content: Tensor, position: Tensor) -> Tensor:
+        """Two ``(B, N, H * c)`` to ``(B, N, H * 2c)``, each head ``[content | position]``."""
+        halves = torch.broadcast_tensors(content, position)
         halves = [x.unflatten(-1, (self.num_heads, -1)) for x in halves]
         return torch.cat(halves, dim=-1).flatten(-2)

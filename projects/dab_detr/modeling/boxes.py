@@ -1,4 +1,4 @@
-"""Arithmetic on boxes that torchvision does not have: bounded logits and paired GIoU."""
+"""Box operations that torchvision does not have: bounded logits and pairwise matched GIoU."""
 
 import math
 
@@ -10,12 +10,13 @@ from torch import Tensor
 def bounded_logits(logits: Tensor, eps: float = 1e-3) -> Tensor:
     """``log(max(x, eps) / max(1 - x, eps))`` of ``x = sigmoid(logits)``, without computing x.
 
-    An anchor close to the image border is pulled back to about +-6.9, as in the published code, so
-    that the box head can still move it. With this ``eps`` all released weights were trained.
+    The logit of an anchor close to the image border is limited to about +-6.9, as in the published
+    code, so that the box head can still move it. All released weights were trained with this
+    ``eps``.
 
     Args:
-        logits: any shape; taken to float32.
-        eps: the least distance to 0 and 1 that counts.
+        logits: any shape; converted to float32.
+        eps: lower bound of x and 1 - x.
 
     Returns:
         float32, the same shape, within ``+-log(1 / eps)``.
@@ -28,18 +29,18 @@ def bounded_logits(logits: Tensor, eps: float = 1e-3) -> Tensor:
 def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     """Generalized IoU of corresponding boxes, with broadcasting (Rezatofighi et al., 2019).
 
-    torchvision's functions take all pairs of two lists, or add 1e-7 to every area, which is not
-    small against a box of a few pixels in 0..1 coordinates.
+    torchvision's functions compute all pairs of two lists, or add 1e-7 to every area, which is not
+    negligible for a box of a few pixels in 0..1 coordinates.
 
     Args:
         boxes1_xyxy, boxes2_xyxy: float ``(..., 4)``, broadcastable, ``x0 <= x1`` and ``y0 <= y1``.
 
     Returns:
-        ``(...)`` in -1..1; two empty boxes at one place count as 0, never NaN.
+        ``(...)`` in -1..1; 0 for two empty boxes at the same position, never NaN.
     """
     tiny = torch.finfo(boxes1_xyxy.dtype).tiny
-    # coordinate by coordinate: products over a dimension of 2 are slow, and their gradient would
-    # ask the GPU whether a factor is zero
+    # coordinate by coordinate: a product over a dimension of 2 is slow, and its gradient waits for
+    # the GPU to check for zero factors
     left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
     left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
     width = torch.min(right1, right2) - torch.max(left1, left2)

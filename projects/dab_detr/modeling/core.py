@@ -1,4 +1,4 @@
-"""The model on tensors alone: pixels and padding mask in, class and box logits out."""
+"""The model on tensors only: pixels and padding mask in, class and box logits out."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from dab_detr.modeling.transformer import DABTransformer
 
 
 class Core(nn.Module):
-    """Backbone, projection and transformer: what is analysed, copied, measured and exported.
+    """Backbone, projection and transformer, for analysis, inference copies, benchmarks and export.
 
     Args:
-        backbone: ``(B, C, H, W)`` to a mapping of feature maps by name.
-        in_feature: the name of the one to use.
+        backbone: maps ``(B, C, H, W)`` to feature maps by name.
+        in_feature: name of the feature map to use.
         input_proj: the 1x1 convolution to the transformer's width.
         transformer: see :class:`DABTransformer`.
     """
@@ -32,10 +32,10 @@ class Core(nn.Module):
         self.transformer: DABTransformer = transformer
 
     def forward(self, pixels: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The last layer's predictions.
+        """Predict with the last decoder layer.
 
         Args:
-            pixels: normalised, ``(B, C, H, W)``, zero where there is only padding.
+            pixels: normalised, ``(B, C, H, W)``, zero in the padding.
             padding_mask: bool ``(B, H, W)``, True where a pixel is padding; None: nowhere.
 
         Returns:
@@ -52,7 +52,7 @@ class Core(nn.Module):
         all_layers: bool,
         targets: Targets | None = None,
     ) -> Outputs:
-        """What a training needs: predictions of all layers, and others beside them.
+        """Predict for training: from all layers, with the extra predictions of the queries.
 
         Args:
             pixels, padding_mask: as above. all_layers, targets: see :class:`DABTransformer`.
@@ -67,7 +67,7 @@ class Core(nn.Module):
 
 
 def shrink_mask(padding_mask: Tensor, size: torch.Size) -> Tensor:
-    """A mask of pixels to one of cells, by nearest neighbour as in the published code.
+    """Resize a mask of pixels to cells, by nearest neighbour as in the published code.
 
     Args:
         padding_mask: bool ``(B, H, W)``. size: (h, w) of the feature map.
@@ -76,7 +76,7 @@ def shrink_mask(padding_mask: Tensor, size: torch.Size) -> Tensor:
         bool ``(B, h, w)``.
     """
     rows, columns = (
-        # the nearest pixel of each cell, by the same rule as a mask that is resized as a whole
+        # index of the nearest pixel of each cell, as if the whole mask were resized
         F.interpolate(
             torch.arange(pixels, device=padding_mask.device).float()[None, None],
             size=cells,
@@ -88,11 +88,12 @@ def shrink_mask(padding_mask: Tensor, size: torch.Size) -> Tensor:
 
 
 class Detections(NamedTuple):
-    """The best pairs of query and class of each image, best first.
+    """The highest-scoring (query, class) pairs of each image, best first.
 
     Attributes:
         scores: ``(B, n)`` in 0..1. labels: int64 ``(B, n)`` in 0..K-1.
-        boxes_xyxy: float32 ``(B, n, 4)`` in 0..1 of each image without its padding; may reach out.
+        boxes_xyxy: float32 ``(B, n, 4)``, relative to each image without its padding; may extend
+            beyond 0..1.
     """
 
     scores: Tensor
@@ -101,7 +102,7 @@ class Detections(NamedTuple):
 
 
 def select_detections(class_logits: Tensor, box_logits: Tensor, num_select: int) -> Detections:
-    """Take each image's best (query, class) pairs, without NMS or threshold.
+    """Select the highest-scoring (query, class) pairs of each image, without NMS or threshold.
 
     Args:
         class_logits: ``(B, Q, K)``. box_logits: ``(B, Q, 4)``, whose sigmoid is cxcywh.

@@ -1,4 +1,4 @@
-"""The training loss of all decoder layers at once."""
+"""The training loss of all decoder layers."""
 
 from collections.abc import Callable
 
@@ -15,19 +15,19 @@ from dab_detr.modeling.structures import Matches, Outputs, Targets
 class SetCriterion(nn.Module):
     """Focal loss on the classes, L1 and GIoU loss on the matched boxes, the same for every layer.
 
-    Each is summed and divided by the mean over workers of the number of objects, at least 1.
+    Each is summed and divided by the mean number of objects over all processes, at least 1.
 
     Args:
-        matcher: gives the pairs of predictions and objects.
-        class_weight, bbox_weight, giou_weight: of the three terms in the total.
-        focal_alpha: weight of objects in the focal loss, 0..1; everything else has the rest.
-        focal_gamma: exponent by which the focal loss turns to what is badly predicted.
-        class_target: the score that a matched prediction should have for its object's class: takes
-            predicted and wanted boxes, cxcywh ``(P, 4)``, gives ``(P,)`` in 0..1, such as their
+        matcher: matches predictions with objects.
+        class_weight, bbox_weight, giou_weight: weights of the three losses.
+        focal_alpha: weight of positives in the focal loss, 0..1; negatives have 1 - focal_alpha.
+        focal_gamma: exponent of the focal loss, which reduces the weight of easy predictions.
+        class_target: target score of a matched prediction for its object's class: takes predicted
+            and ground truth boxes, cxcywh ``(P, 4)``, and returns ``(P,)`` in 0..1, such as their
             IoU. None: 1.
 
     Raises:
-        ValueError: for a ``focal_alpha`` that is not a share.
+        ValueError: if ``focal_alpha`` is not in 0..1.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class SetCriterion(nn.Module):
         """Weighted losses, ready to be summed.
 
         Args:
-            outputs: predictions of all layers; those under ``extra`` are matched by themselves.
-            targets: of the B images, any number of objects, none included.
-            num_boxes: what the losses are divided by (but at least by 1); None: the number of
-                objects, as a mean over all workers.
+            outputs: predictions of all layers; each entry of ``extra`` is matched separately.
+            targets: ground truth of the B images; an image may have no objects.
+            num_boxes: divisor of the losses (at least 1 is used); None: the mean number of objects
+                over all processes.
 
         Returns:
-            What :meth:`losses` gives, and the same with ``_<name>`` at the end for each of
-            ``outputs.extra``.
+            The losses of :meth:`losses`, and the same with the suffix ``_<name>`` for each entry
+            of ``outputs.extra``.
         """
         if num_boxes is None:
-            num_boxes = _mean_over_workers(len(targets.labels), outputs.class_logits.device)
+            num_boxes = _mean_over_processes(len(targets.labels), outputs.class_logits.device)
         found = {}
         for name, predicted in {"": outputs, **(outputs.extra or {})}.items():
             matches = self.match(predicted, targets)
@@ -80,12 +80,12 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def match(self, outputs: Outputs, targets: Targets) -> Matches:
-        """Which prediction belongs to which object, in each layer and group of queries.
+        """Match predictions with objects, in each layer and group of queries.
 
         Args:
-            outputs: of one kind; ``outputs.extra`` is not looked at. Matches that it has are given
-                back as they are.
-            targets: of the B images.
+            outputs: predictions; ``outputs.extra`` is ignored. Matches that are already known
+                (``outputs.matches``) are returned.
+            targets: ground truth of the B images.
         """
         if outputs.matches is not None:
             return outputs.matches
@@ -93,7 +93,7 @@ class SetCriterion(nn.Module):
         groups = outputs.num_groups
         if groups == 1:
             return self.matcher(class_logits, boxes_cxcywh, targets)
-        # a group of a layer is to the matcher a layer of its own
+        # the matcher treats each group of a layer as a layer of its own
         by_group = (
             x.unflatten(2, (groups, -1)).movedim(2, 1).flatten(0, 1)
             for x in (class_logits, boxes_cxcywh)
@@ -110,18 +110,18 @@ class SetCriterion(nn.Module):
         targets: Targets,
         num_boxes: float | Tensor,
     ) -> dict[str, Tensor]:
-        """Weighted losses of given pairs; an object may be in any number of them.
+        """Weighted losses of matched pairs; an object may be in any number of pairs.
 
         Args:
-            outputs: of one kind; ``outputs.extra`` is not looked at.
-            matches: from :meth:`match`, or otherwise known.
-            targets: of the B images.
-            num_boxes: what the losses are divided by, but at least by 1; with groups of queries,
-                as often as there are groups.
+            outputs: predictions; ``outputs.extra`` is ignored.
+            matches: from :meth:`match`, or known otherwise.
+            targets: ground truth of the B images.
+            num_boxes: divisor of the losses, at least 1 is used; it is multiplied by the number of
+                groups.
 
         Returns:
             ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, and the same names with
-            ``_0`` .. ``_{L-2}`` of the layers before it.
+            ``_0`` .. ``_{L-2}`` of the earlier layers.
         """
         boxes_cxcywh = _boxes(outputs)
         predicted = boxes_cxcywh[matches.layer, matches.image, matches.query]
@@ -150,12 +150,12 @@ class SetCriterion(nn.Module):
     ) -> Tensor:
         """Focal loss (Lin et al., 2017, equation 5) over images, queries and classes: ``(L,)``.
 
-        Without a dense tensor of labels: as nearly all logits belong to no object, the loss is that
-        of no object everywhere, and then replaced where a prediction is matched.
+        Needs no dense tensor of labels: as nearly all logits are negatives, the loss is computed
+        for negatives everywhere and then replaced where a prediction is matched.
         """
         label = targets.labels[matches.target]
         matched = (matches.layer, matches.image, matches.query, label)
-        # not softplus, which is 0 at -inf: a prediction that is not finite has to be seen
+        # not softplus, which is 0 at -inf: a non-finite prediction must give a non-finite loss
         cross_entropy = class_logits - F.logsigmoid(class_logits)
         prob = class_logits.sigmoid()
         loss = (1 - self.focal_alpha) * prob**self.focal_gamma * cross_entropy
@@ -191,7 +191,7 @@ def _boxes(outputs: Outputs) -> Tensor:
     return outputs.box_logits.float().sigmoid()
 
 
-def _mean_over_workers(count: int, device: torch.device) -> Tensor:
+def _mean_over_processes(count: int, device: torch.device) -> Tensor:
     """The mean of ``count`` over all processes, a float32 scalar."""
     mean = torch.tensor(float(count), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""The decoder: layers, the norm of their outputs, and the heads that predict from them."""
+"""The decoder: layers, output norm, class and box heads."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class DecoderLayer(nn.Module):
         d_model, num_heads, ffn_dim, dropout: see :class:`Decoder`.
 
     Attributes:
-        cross_attention: of the query formulation; see :meth:`Decoder.connect`.
+        cross_attention: built by the query formulation; see :meth:`Decoder.connect`.
     """
 
     def __init__(self, d_model: int, num_heads: int, ffn_dim: int, dropout: float = 0.0):
@@ -38,11 +38,11 @@ class DecoderLayer(nn.Module):
         memory: Memory,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """New content queries ``(B, Q, D)``.
+        """Update the content queries; returns ``(B, Q, D)``.
 
         Args:
-            content: ``(B or 1, Q, D)``. encoding: of these queries, for this layer.
-            memory: what the queries attend to. attention_mask: see :class:`Queries`.
+            content: ``(B or 1, Q, D)``. encoding: of the queries, for this layer.
+            memory: the encoder's output. attention_mask: see :class:`Queries`.
         """
         update = self.self_attention(content, encoding.position, attention_mask)
         content = self.self_attention_norm(content + self.dropout(update))
@@ -52,17 +52,17 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack of decoder layers with the heads that predict, and refine queries between layers.
+    """Decoder layers with heads that predict, and with refinement of the queries between layers.
 
     Args:
         num_layers: L, at least 1.
-        num_classes: K, outputs of the class head, which all layers share. Classes are scored
-            independently, there is no background class.
+        num_classes: K, number of outputs of the class head, which all layers share. Classes are
+            scored independently; there is no background class.
         d_model: width, a multiple of ``num_heads``.
         num_heads: number of attention heads.
-        ffn_dim: width inside the feed-forward blocks.
-        dropout: probability, in training.
-        share_box_head: one box head for all layers, or one each.
+        ffn_dim: hidden width of the feed-forward blocks.
+        dropout: probability in training.
+        share_box_head: one box head for all layers, or one per layer.
 
     Raises:
         ValueError: for sizes that do not fit.
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
             )
 
     def connect(self, formulation: QueryFormulation) -> None:
-        """Give the layers the cross-attention of a query formulation."""
+        """Give each layer the cross-attention of a query formulation."""
         with drawn_later():
             for index, layer in enumerate(self.layers):
                 layer.cross_attention = formulation.build_cross_attention(index)
@@ -109,23 +109,23 @@ class Decoder(nn.Module):
         all_layers: bool = True,
         targets: Targets | None = None,
     ) -> Outputs:
-        """Send the queries through the layers.
+        """Pass the queries through the layers.
 
         Args:
-            formulation: what the layers are connected with.
+            formulation: the one given to :meth:`connect`.
             memory: the encoder's output.
-            all_layers: predict from every layer (training) or from the last one only.
+            all_layers: predict from every layer (training) or only from the last one.
             targets: see :meth:`QueryFormulation.forward`.
 
         Returns:
-            class_logits ``(L, B, Q, K)`` and box_logits ``(L, B, Q, 4)``, L being 1 unless
-            ``all_layers``, as the formulation hands them on.
+            class_logits ``(L, B, Q, K)`` and box_logits ``(L, B, Q, 4)``, as returned by
+            :meth:`QueryFormulation.outputs`; L is 1 unless ``all_layers``.
         """
         queries = formulation(memory, targets)
         content, state = queries.content, queries.state
         if self.training and self.dropout:
-            # Otherwise queries that are the same for all images stay one until the first
-            # cross-attention tells the images apart.
+            # Dropout has to differ between images. Without it, queries that are the same for all
+            # images are computed once, up to the first cross-attention.
             content = content.expand(len(memory.cells), -1, -1)
         class_logits, box_logits = [], []
         for index, layer in enumerate(self.layers):

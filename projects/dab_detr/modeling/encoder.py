@@ -9,7 +9,7 @@ from dab_detr.modeling.mlp import MLP
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward block, each with residual, then LayerNorm (post-norm)."""
+    """Self-attention and feed-forward block, each with residual and LayerNorm (post-norm)."""
 
     def __init__(self, d_model: int, num_heads: int, ffn_dim: int, dropout: float = 0.0):
         super().__init__()
@@ -29,14 +29,14 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of :class:`EncoderLayer`; one MLP, shared by all layers, scales the key encoding.
 
-    The paper does not mention that scale, the published code and weights have it.
+    The paper does not mention this scale; the published code and weights have it.
 
     Args:
-        num_layers: number of layers; 0 hands the feature map on as it is.
+        num_layers: number of layers; with 0 the feature map is returned unchanged.
         d_model: width, a multiple of ``num_heads``.
         num_heads: number of attention heads.
-        ffn_dim: width inside the feed-forward blocks.
-        dropout: probability, in training.
+        ffn_dim: hidden width of the feed-forward blocks.
+        dropout: probability in training.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
             valid_mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all are.
 
         Returns:
-            memory ``(B, N, D)``.
+            Memory ``(B, N, D)``.
         """
         for layer in self.layers:
             x = layer(x, key_encoding * self.position_scale(x), valid_mask)

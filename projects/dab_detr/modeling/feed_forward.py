@@ -14,5 +14,5 @@ class FeedForward(nn.Module):
         self.linear2 = nn.Linear(ffn_dim, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., d_model)`` to the same."""
+        """Maps ``(..., d_model)`` to ``(..., d_model)``."""
         return self.linear2(self.dropout(self.activation(self.linear1(x))))

@@ -1,8 +1,8 @@
-"""Start values: drawn in one order when the whole model is put together.
+"""Weight initialisation: all weights are drawn in one order when the model is complete.
 
-A config builds the parts of the model before the model, which alone knows how many channels its
-backbone has. For weights to follow from the seed in the order in which data goes through the model,
-a part takes no numbers from PyTorch's generator when it is built, and all are drawn at the end.
+A config builds the parts of the model first; only the model knows the number of channels of its
+backbone. So that the weights depend only on the seed and the order of the data flow, building a
+part does not advance PyTorch's random generator, and all weights are drawn at the end.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from torch import nn
 
 @contextlib.contextmanager
 def drawn_later() -> Iterator[None]:
-    """What is drawn inside leaves the CPU's generator as it was."""
+    """Within this context, drawing numbers does not advance the CPU's random generator."""
     with torch.random.fork_rng(devices=[]):
         yield
 
 
 def reset_parameters(module: nn.Module) -> None:
-    """Draw a module's weights: by its own ``reset_parameters``, or part by part."""
+    """Initialise a module by its own ``reset_parameters``, or else its children."""
     if hasattr(module, "reset_parameters"):
         module.reset_parameters()
     else:
@@ -31,10 +31,11 @@ def reset_parameters(module: nn.Module) -> None:
 
 @torch.no_grad()
 def xavier_uniform_(modules: Iterable[nn.Module]) -> None:
-    """Draw the matrices of all linear layers anew, uniformly within Xavier's bound.
+    """Initialise the weights of all linear layers by Xavier's uniform rule.
 
     A layer that is a third of a packed projection, as in :class:`torch.nn.MultiheadAttention`, has
-    the bound of the whole: its attribute ``packed_with`` says how many layers that is.
+    the bound of the packed matrix: the layer's attribute ``packed_with`` is the number of layers
+    in it.
     """
     for module in modules:
         for layer in module.modules():

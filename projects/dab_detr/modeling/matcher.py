@@ -1,4 +1,4 @@
-"""Bipartite matching of all decoder layers and images, with one copy to the host."""
+"""Bipartite matching for all decoder layers and images, with a single copy to the host."""
 
 import numpy as np
 import torch
@@ -9,15 +9,15 @@ from torchvision.ops import box_convert
 from dab_detr.modeling.boxes import generalized_iou
 from dab_detr.modeling.structures import Matches, Targets
 
-# large beside any cost, small enough for sums of it to be exact
+# larger than any cost, small enough for exact sums
 _WORST = 1e9
 
 
 class HungarianMatcher(nn.Module):
-    """Assign to each object of an image one query, for each decoder layer by itself.
+    """Assign one query to each object of an image, for each decoder layer separately.
 
-    The cost is ``class_weight`` times the focal cost, plus ``bbox_weight`` times the L1 distance of
-    the boxes, minus ``giou_weight`` times their GIoU.
+    The matching cost is ``class_weight`` times the focal cost, plus ``bbox_weight`` times the L1
+    distance of the boxes, minus ``giou_weight`` times their GIoU.
     """
 
     def __init__(
@@ -37,14 +37,15 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, class_logits: Tensor, boxes_cxcywh: Tensor, targets: Targets) -> Matches:
-        """Find the cheapest assignment of every layer and image.
+        """Find the assignment with the lowest cost for each layer and image.
 
         Args:
             class_logits: ``(L, B, Q, K)``. boxes_cxcywh: float32 ``(L, B, Q, 4)`` in 0..1.
-            targets: of the B images. An image with more objects than queries gets Q pairs.
+            targets: ground truth of the B images. An image with more objects than queries gets Q
+                pairs.
 
-        A cost that is not finite counts as the worst. The losses of such a prediction are not
-        finite either, which is for the training to see.
+        A cost that is not finite is replaced by a very large one. The losses of such a prediction
+        are not finite either; the trainer checks for that.
         """
         counts = list(targets.counts)
         device = class_logits.device
@@ -71,8 +72,8 @@ class HungarianMatcher(nn.Module):
     def _costs(
         self, class_logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, image: Tensor
     ) -> Tensor:
-        """Costs ``(L, T, Q)`` of each object with the queries of its own image."""
-        # (T, L, Q): advanced indices around a slice put their dimension in front
+        """Costs ``(L, T, Q)`` of each object and the queries of its own image."""
+        # (T, L, Q): advanced indices separated by a slice put their dimension first
         logits = class_logits.float()[:, image, :, targets.labels]
         prob = logits.sigmoid()
         positive = self.focal_alpha * (1 - prob) ** self.focal_gamma * -(prob + 1e-8).log()
@@ -91,5 +92,5 @@ class HungarianMatcher(nn.Module):
 
 
 def _of_pairs(boxes: Tensor, image: Tensor) -> Tensor:
-    """``(L, B, Q, 4)`` to ``(4, L, T, Q)``: each coordinate contiguous, which is half the time."""
+    """``(L, B, Q, 4)`` to ``(4, L, T, Q)``: contiguous coordinates halve the time."""
     return boxes.movedim(-1, 0).contiguous()[:, :, image]

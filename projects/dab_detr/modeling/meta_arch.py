@@ -23,22 +23,22 @@ from dab_detr.modeling.transformer import DABTransformer
 class DABDETR(nn.Module):
     """DAB-DETR (Liu et al., ICLR 2022, arXiv 2201.12329) on one level of any Detectron2 backbone.
 
-    Building it draws the weights of everything but the backbone; see
+    The constructor initialises all weights except the backbone's; see
     :mod:`dab_detr.modeling.initialization`.
 
     Args:
-        backbone: gives feature maps by name; channels come from its ``output_shape()``.
-        in_features: name of the one level to use, alone or as a list of one.
+        backbone: returns feature maps by name; its ``output_shape()`` gives the channels.
+        in_features: name of the level to use, or a list with one name.
         transformer: encoder, query formulation and decoder.
         num_classes: K.
         pixel_mean, pixel_std: one value per channel, in the order and range of the input images.
         criterion: the training loss; None: :class:`SetCriterion` with the paper's weights.
-        num_select: how many (query, class) pairs an image returns, best first; section A of the
+        num_select: number of (query, class) pairs returned per image, best first; section A of the
             paper and the published code take 300 and apply neither NMS nor a threshold.
 
     Raises:
-        ValueError: if the backbone has no level of that name (the message lists those there are),
-            or the decoder scores another number of classes.
+        ValueError: if the backbone has no level of that name (the message lists its levels), or
+            the decoder has another number of classes.
     """
 
     @configurable
@@ -57,7 +57,7 @@ class DABDETR(nn.Module):
         super().__init__()
         scored = transformer.decoder.class_head.out_features
         if scored != num_classes:
-            raise ValueError(f"num_classes is {num_classes}, but the decoder scores {scored}.")
+            raise ValueError(f"num_classes is {num_classes}, but the decoder's is {scored}.")
         self.backbone = backbone
         self.in_feature = _single_level(in_features, backbone)
         channels = backbone.output_shape()[self.in_feature].channels
@@ -74,7 +74,7 @@ class DABDETR(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
         """Arguments from a YAML config; see :func:`dab_detr.config.add_dab_detr_config`."""
-        # Detectron2's programs load the data by the names in the config, after the model is built
+        # Detectron2's programs load the data sets named in the config after the model is built
         from dab_detr.data.catalog import use_checked_records
 
         use_checked_records((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
@@ -94,12 +94,12 @@ class DABDETR(nn.Module):
 
     @property
     def core(self) -> Core:
-        """The same modules as a model on tensors alone."""
+        """The same modules as a model on tensors only."""
         return Core(self.backbone, self.in_feature, self.input_proj, self.transformer)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """The device of the model's weights."""
         return self.pixel_mean.device
 
     def forward(
@@ -111,9 +111,9 @@ class DABDETR(nn.Module):
             batched_inputs: one dict per image, as :class:`detectron2.data.DatasetMapper` makes
                 them: ``image`` (C, H, W) in the range of ``pixel_mean``; for training ``instances``
                 with ``gt_boxes`` and ``gt_classes``; for evaluation optionally ``height`` and
-                ``width`` of the wanted output.
-            num_boxes: in training, what the losses are divided by, for a batch that is one part of
-                a larger one; see :meth:`SetCriterion.forward`.
+                ``width`` of the output.
+            num_boxes: in training, divisor of the losses, for a batch that is a part of a larger
+                one (gradient accumulation); see :meth:`SetCriterion.forward`.
 
         Returns:
             In training, weighted losses by name (see :meth:`SetCriterion.forward`). In evaluation a
@@ -138,12 +138,12 @@ class DABDETR(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise the images and pad them to one size, to the right and below."""
+        """Normalise the images and pad them to one size, at the right and at the bottom."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(
             images,
-            # Detectron2's Swin declares this and does not have it; it pads by itself
+            # Detectron2's Swin declares this attribute but does not set it; it pads by itself
             getattr(self.backbone, "size_divisibility", 0),
             padding_constraints=self.backbone.padding_constraints,
         )
@@ -154,11 +154,11 @@ class DABDETR(nn.Module):
         box_logits: Tensor,
         image_sizes: Sequence[Sequence[int]] | Sequence[Tensor],
     ) -> list[Instances]:
-        """The best detections of each image, as Detectron2 has them.
+        """The best detections of each image as Detectron2's ``Instances``.
 
         Args:
             class_logits: ``(B, Q, K)``. box_logits: ``(B, Q, 4)``, whose sigmoid is cxcywh.
-            image_sizes: (height, width) of each image without padding; in a trace, tensors of them.
+            image_sizes: (height, width) of each image without padding; tensors while tracing.
 
         Returns:
             One ``Instances`` per image with ``pred_boxes``, ``scores``, ``pred_classes``.
@@ -166,7 +166,7 @@ class DABDETR(nn.Module):
         found = select_detections(class_logits, box_logits, self.num_select)
         results = []
         for scores, labels, boxes_xyxy, (height, width) in zip(*found, image_sizes):
-            # in a trace a Python number would stand for the size of every image
+            # a trace would treat a Python number as a constant
             scale = shapes_to_tensor([width, height, width, height], boxes_xyxy.device)
             results.append(
                 Instances(
@@ -197,10 +197,10 @@ def _single_level(in_features: str | Sequence[str], backbone: Backbone) -> str:
     names = [in_features] if isinstance(in_features, str) else list(in_features)
     available = list(backbone.output_shape())
     if len(names) != 1:
-        raise ValueError(f"in_features is {names}; DAB-DETR takes one level of {available}.")
+        raise ValueError(f"in_features is {names}; DAB-DETR uses exactly one level of {available}.")
     if names[0] not in available:
         raise ValueError(
-            f"in_features is {names[0]!r}, but {type(backbone).__name__} gives {available}."
+            f"in_features is {names[0]!r}, but {type(backbone).__name__} has {available}."
         )
     return names[0]
 
@@ -208,7 +208,7 @@ def _single_level(in_features: str | Sequence[str], backbone: Backbone) -> str:
 def _padding_mask(images: ImageList) -> Tensor | None:
     """Bool ``(B, H, W)``, True where a pixel is padding; None when no image is padded.
 
-    A trace always has it, as it has to hold for other sizes.
+    A trace always has a mask, so that it is valid for other sizes.
     """
     padded_size = images.tensor.shape[-2:]
     if not torch.jit.is_tracing():
@@ -224,5 +224,5 @@ def _padding_mask(images: ImageList) -> Tensor | None:
 
 
 def _output_size(batched_input: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
-    """The wanted (height, width): the original image's if known, else the input's."""
+    """The output's (height, width): the original image's if known, else the input's."""
     return batched_input.get("height", image_size[0]), batched_input.get("width", image_size[1])

@@ -1,4 +1,4 @@
-"""The small perceptron that the heads and the anchor modules share."""
+"""The multi-layer perceptron of the heads and of the anchor modules."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(map(nn.Linear, widths[:-1], widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_dim)`` to ``(..., out_dim)``."""
+        """Maps ``(..., in_dim)`` to ``(..., out_dim)``."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

@@ -14,8 +14,8 @@ def sine_encoding(coordinates: Tensor, num_features: int, temperature: float) ->
 
     Args:
         coordinates: any shape ``(...)``, in 0..1.
-        num_features: length of one number's encoding, even.
-        temperature: T; small values give narrow, large values wide similarity peaks.
+        num_features: length of a number's encoding, even.
+        temperature: T; small values give narrow similarity peaks, large values wide ones.
 
     Returns:
         float32 ``(..., num_features)``, in -1..1.
@@ -27,7 +27,7 @@ def sine_encoding(coordinates: Tensor, num_features: int, temperature: float) ->
 
 
 def encode_anchors(anchors: Tensor, d_model: int, temperature: float) -> Tensor:
-    """Encode anchors, ``d_model / 2`` features a number, in the published order (y, x, w, h).
+    """Encode anchors, ``d_model / 2`` features per number, in the published order (y, x, w, h).
 
     Args:
         anchors: ``(..., 4)`` as cxcywh or ``(..., 2)`` as x, y; in 0..1.
@@ -43,11 +43,11 @@ def encode_anchors(anchors: Tensor, d_model: int, temperature: float) -> Tensor:
 
 
 class SineKeyEncoding(nn.Module):
-    """Positional encoding of the feature map's cells, by their place among the valid cells.
+    """Positional encoding of the feature map's cells, by their position among the valid cells.
 
     Args:
-        d_model: width of the model, a multiple of 4; half of it for y, half for x.
-        temperature: of the keys; the paper tunes it to 20 (section 4.4, table 6).
+        d_model: width of the model, a multiple of 4; one half for y, one for x.
+        temperature: temperature of the keys; the paper tunes it to 20 (section 4.4, table 6).
     """
 
     def __init__(self, d_model: int, temperature: float = 20.0):
@@ -56,10 +56,10 @@ class SineKeyEncoding(nn.Module):
         self.temperature = temperature
 
     def forward(self, padding_mask: Tensor) -> Tensor:
-        """Encode each cell's running count of valid cells, divided by the last count.
+        """Encode the cumulative count of valid cells at each cell, divided by the total count.
 
         Args:
-            padding_mask: bool ``(B, h, w)``, True where there is only padding.
+            padding_mask: bool ``(B, h, w)``, True where a cell is padding.
 
         Returns:
             float32 ``(B, h, w, d_model)``, features ordered (y, x).

@@ -1,4 +1,4 @@
-"""What the parts of the model hand to each other, as named tuples of tensors."""
+"""The data that the parts of the model exchange, as named tuples of tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Memory(NamedTuple):
-    """The encoder's output, as the queries attend to it.
+    """The encoder's output, which the queries attend to.
 
     Attributes:
-        cells: ``(B, N, D)``, row by row of the feature map.
-        key_encoding: encoded places of the cells, ``(B, N, D)``; ``(1, N, D)`` if no image is
+        cells: ``(B, N, D)``, the feature map row by row.
+        key_encoding: positional encoding of the cells, ``(B, N, D)``; ``(1, N, D)`` if no image is
             padded.
         padding_mask: bool ``(B or 1, h, w)``, True where a cell is padding; h * w is N.
-        valid_mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all are.
+        valid_mask: bool ``(B, 1, 1, N)``, True where a cell is valid; None: all cells are.
     """
 
     cells: Tensor
@@ -24,12 +24,12 @@ class Memory(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The objects of a batch, one image after the other.
+    """The ground truth of a batch, one image after the other.
 
     Attributes:
         labels: int64 ``(T,)`` in 0..K-1.
-        boxes_cxcywh: float32 ``(T, 4)`` in 0..1 of each image without its padding.
-        counts: number of objects of each image; sums to T.
+        boxes_cxcywh: float32 ``(T, 4)`` in 0..1, relative to each image without its padding.
+        counts: number of objects per image; the sum is T.
     """
 
     labels: Tensor
@@ -38,10 +38,10 @@ class Targets(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Matched pairs of all layers and images; four int64 vectors of one length.
+    """Matched pairs of all layers and images; four int64 vectors of equal length.
 
     Attributes:
-        layer, image, query: of the prediction. target: index into ``Targets.labels``.
+        layer, image, query: indices of the prediction. target: index into ``Targets.labels``.
     """
 
     layer: Tensor
@@ -51,17 +51,16 @@ class Matches(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Predictions of all layers, and what else is predicted beside them.
+    """Predictions of all layers, and extra predictions.
 
     Attributes:
         class_logits: ``(L, B, Q, K)``.
         box_logits: float32 ``(L, B, Q, 4)``, whose sigmoid is cxcywh.
-        matches: which prediction belongs to which object, where that is known (denoising); None:
-            the matcher finds out.
-        num_groups: the Q queries are so many groups of equal size, one after the other, and each
-            group is matched by itself.
+        matches: matched pairs, if they are already known (denoising); None: the matcher finds them.
+        num_groups: number of groups of equal size that the Q queries consist of, one after the
+            other; each group is matched separately.
         extra: further predictions by name, such as those of the encoder or of denoising queries;
-            each has losses of its own, under its name.
+            each has its own losses, under its name.
     """
 
     class_logits: Tensor
@@ -72,15 +71,15 @@ class Outputs(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What goes round the decoder's layers.
+    """The queries that pass through the decoder's layers.
 
     Attributes:
         content: content queries ``(B, Q, D)``; ``(1, Q, D)`` if they are the same for all images.
-        state: what the formulation knows of its queries beside the content, such as anchors; only
-            the formulation itself looks into it.
-        attention_mask: bool, broadcast to ``(B, heads, Q, Q)``, True where a query may attend to
-            another in self-attention; None: everywhere.
-        extra: predictions that the formulation has made on its way, see :class:`Outputs`.
+        state: the formulation's data beside the content, such as anchors; only the formulation
+            itself uses it.
+        attention_mask: bool, broadcastable to ``(B, heads, Q, Q)``, True where a query may attend
+            to another in self-attention; None: everywhere.
+        extra: extra predictions of the formulation, see :class:`Outputs`.
     """
 
     content: Tensor
@@ -90,11 +89,11 @@ class Queries(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """Queries as one layer sees them, beside their content.
+    """The positional encoding of the queries for one layer.
 
     Attributes:
         position: positional queries ``(B or 1, Q, D)``, for self-attention.
-        cross: what the formulation's own cross-attention compares with the keys' encoding.
+        cross: input of the formulation's cross-attention, compared with the keys' encoding.
     """
 
     position: Tensor

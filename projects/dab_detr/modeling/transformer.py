@@ -14,17 +14,17 @@ from dab_detr.modeling.structures import Memory, Outputs, Targets
 
 
 class DABTransformer(nn.Module):
-    """From projected cells to the logits of all queries (paper, figure 5).
+    """Maps projected feature maps to the logits of all queries (paper, figure 5).
 
     Args:
         d_model: D, width of all parts, a multiple of 4.
-        key_temperature: of the keys' sine encoding, see :class:`SineKeyEncoding`.
-        encoder: refines the cells.
-        queries: what the decoder's queries are; builds the decoder's cross-attention.
+        key_temperature: temperature of the keys' sine encoding, see :class:`SineKeyEncoding`.
+        encoder: refines the cells of the feature map.
+        queries: the query formulation, which also builds the decoder's cross-attention.
         decoder: layers and heads.
 
     Raises:
-        ValueError: for a width that does not fit.
+        ValueError: if ``d_model`` is not a multiple of 4.
     """
 
     def __init__(
@@ -48,10 +48,11 @@ class DABTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all weights, in the order in which data goes through the parts.
+        """Initialise all weights, in the order of the data flow.
 
-        Matrices start as Xavier's, except for the heads and the patterns, which keep PyTorch's
-        start. Every class starts with probability 0.01 (RetinaNet), every box as its anchor.
+        Weights of linear layers get Xavier's initialisation, except for the heads and the patterns,
+        which keep PyTorch's. Every class starts with probability 0.01 (RetinaNet), every box as its
+        anchor.
         """
         reset_parameters(self.encoder)
         self.queries.reset_queries()
@@ -78,8 +79,8 @@ class DABTransformer(nn.Module):
         Args:
             features: ``(B, D, h, w)``.
             padding_mask: bool ``(B, h, w)``, True where a cell is padding; None: nowhere.
-            all_layers: predict from every layer or from the last one only.
-            targets: for a formulation that :attr:`~QueryFormulation.uses_targets`, in training.
+            all_layers: predict from every layer or only from the last one.
+            targets: in training, if the formulation has :attr:`~QueryFormulation.uses_targets`.
 
         Returns:
             class_logits ``(L, B, Q, K)`` and box_logits ``(L, B, Q, 4)``; with patterns Q is

@@ -1,1 +1,1 @@
-"""Pictures of predictions and of a training's course."""
+"""Visualizations of training samples, predictions and training curves."""

@@ -1,4 +1,4 @@
-"""The course of a training as a picture."""
+"""Training curves as an image."""
 
 import os
 from pathlib import Path
@@ -13,18 +13,18 @@ def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> b
     """Draw losses, AP and learning rate by step.
 
     Args:
-        metrics_file: ``metrics.json``, a JSON object a line; what a kill has cut is left out.
+        metrics_file: ``metrics.json``, a JSON object per line; incomplete lines are skipped.
         output: the PNG file to write.
 
     Returns:
-        False if there is no such file or no loss in it; nothing is written then.
+        False if the file does not exist or has no loss; nothing is written then.
     """
     if not Path(metrics_file).is_file():
         return False
     by_step: dict[int, dict] = {}
     for record in read_json_lines(metrics_file):
         if "iteration" in record:
-            # evaluations may come in a line of their own
+            # evaluations may be in separate lines
             by_step.setdefault(record["iteration"] + 1, {}).update(record)
     records = sorted(by_step.items())
 
@@ -34,12 +34,12 @@ def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> b
 
     if not series("total_loss")[0]:
         return False
-    # names of data sets are no formulas
+    # names of data sets are not formulas
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         panels = figure.subplots(1, 3)
         metrics = {name: None for _, record in records for name in record}
-        # of averaged weights and of several data sets, too
+        # also of EMA weights and of several data sets
         precision = [name for name in metrics if name.split("/")[-1] in ("AP", "AP50", "AP75")]
         drawn = (
             ("Loss of the last decoder layer", ("loss_class", "loss_bbox", "loss_giou")),

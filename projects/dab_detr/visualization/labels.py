@@ -1,4 +1,4 @@
-"""Class names as matplotlib can draw them: as plain text, in a font that has their letters."""
+"""Draws class names with matplotlib as plain text, in fonts that have their characters."""
 
 import functools
 import logging
@@ -14,19 +14,19 @@ from matplotlib.ft2font import FT2Font
 from dab_detr.errors import listed
 
 _INVISIBLE = ("Cc", "Cf", "Zs")
-# Unicode will never give it a meaning
+# a noncharacter of Unicode, which no font should have
 _NO_LETTER = "\ufdd0"
 
 logger = logging.getLogger(__name__)
 
 
 class LabelVisualizer(Visualizer):
-    """Detectron2's visualizer, whose class names are text in fonts that have their letters.
+    """Detectron2's visualizer with class names as plain text, in fonts with their characters.
 
     Args:
         image, scale, instance_mode: as for :class:`detectron2.utils.visualizer.Visualizer`.
-        metadata: with ``thing_classes``. A name that no font has all letters of is drawn as
-            "class" and its number.
+        metadata: with ``thing_classes``. A name with characters that no font has is drawn as
+            "class" and its index.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class LabelVisualizer(Visualizer):
 
 @functools.lru_cache(maxsize=32)
 def _fonts(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names to draw, and font families for letters that the usual font lacks."""
+    """The names to draw, and font families for characters that the default font lacks."""
     usual = font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))
-    # spaces, controls and joiners are not drawn
+    # spaces, control characters and joiners are not drawn
     lacking = {x for name in names for x in name if unicodedata.category(x) not in _INVISIBLE}
     lacking -= _letters(usual)
     families: dict[str, str] = {}
     for font in font_manager.fontManager.ttflist if lacking else ():
         letters = _letters(font.fname)
-        # a font of last resort draws a frame for whatever it is given
+        # a last-resort font draws a frame for every character
         if _NO_LETTER in letters or font.name in families.values():
             continue
         for letter in lacking & letters:
@@ -76,8 +76,8 @@ def _fonts(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         drawn.append(name)
     if without_font:
         logger.warning(
-            "No installed font has all letters of these class names, so pictures show the class's "
-            f"number: {listed(without_font)}."
+            "No installed font has all characters of these class names; pictures show the class's "
+            f"index instead: {listed(without_font)}."
         )
     return tuple(drawn), tuple(dict.fromkeys(families.values()))
 

@@ -1,4 +1,4 @@
-"""Predictions drawn into images, with the ground truth beside them."""
+"""Draws predictions and, beside them, the ground truth."""
 
 import os
 from collections.abc import Container, Iterable, Iterator
@@ -18,15 +18,15 @@ from torch import nn
 from dab_detr.data.images import read_image
 from dab_detr.visualization.labels import LabelVisualizer
 
-# pixels: what small images are enlarged to, unless their long side would pass the second number;
-# matplotlib draws up to 65535
+# pixels: small images are enlarged to the first number, unless their long side would exceed the
+# second; matplotlib draws up to 65535
 _LEAST_SIDE = 480
 _MOST_ENLARGED = 4096
 _MOST_SIDE = 60000
 
 
 def drawing_scale(image: np.ndarray) -> float:
-    """By what a small image is enlarged, so that labels do not cover what they name."""
+    """Scale factor for small images, so that labels do not cover their objects."""
     short, long = sorted(image.shape[:2])
     return min(max(1.0, _LEAST_SIDE / short), max(1.0, _MOST_ENLARGED / long), _MOST_SIDE / long)
 
@@ -40,10 +40,10 @@ def draw_predictions(
     count: int,
     score_threshold: float = 0.5,
 ) -> list[Path]:
-    """Write one PNG an image into a folder, which is made if missing; see :func:`predictions`.
+    """Write one PNG per image into a folder, which is made if missing; see :func:`predictions`.
 
     Returns:
-        The files.
+        The written files.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
@@ -63,22 +63,21 @@ def predictions(
     count: int,
     score_threshold: float = 0.5,
 ) -> list[tuple[str, np.ndarray]]:
-    """Draw an image's predictions on the left, its ground truth on the right.
+    """Draw each image with its predictions on the left and its ground truth on the right.
 
     Args:
-        model: takes a batch of the loader; its training mode is kept.
-        loader: gives batches of Detectron2's dicts with ``file_name``, ``image_id`` and size.
+        model: called with batches of the loader; its training mode is restored.
+        loader: batches of Detectron2's dicts with ``file_name``, ``image_id`` and size.
         dataset_name: a registered data set, for class names and ground truth.
         count: number of images.
         score_threshold: predictions below it are left out.
 
     Returns:
-        For each of the loader's first ``count`` images the file's name without suffix (with a
-        number behind it, if there are several of that name), and the picture, uint8 RGB
-        ``(H, W, 3)``.
+        For each of the loader's first ``count`` images the file name without suffix (with a number
+        appended if the name occurs again), and the picture, uint8 RGB ``(H, W, 3)``.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    # one colour a class where the data set has such, else one an object
+    # one colour per class if the data set has colours, else one per object
     mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     truth = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     images: dict[str, np.ndarray] = {}
@@ -100,14 +99,14 @@ def predictions(
 
 
 def _unused_name(stem: str, used: Container[str]) -> str:
-    """Folders may hold images of equal names: "NAME", "NAME-2", "NAME-3" and so on."""
+    """A name that is not used yet: "NAME", "NAME-2", "NAME-3" and so on."""
     names = (stem if number == 1 else f"{stem}-{number}" for number in numbers_from(1))
     return next(name for name in names if name not in used)
 
 
 @torch.no_grad()
 def _predict(model: nn.Module, loader: Iterable[list[dict]]) -> Iterator[tuple[dict, Instances]]:
-    """Each image's record and detections, in evaluation mode."""
+    """Yields each image's record and detections, with the model in evaluation mode."""
     was_training = model.training
     model.eval()
     try:

@@ -9,27 +9,27 @@ from torch import Tensor, nn
 
 from dab_detr.errors import InputError
 
-# how timm's families take images of any size; the others need nothing, or cannot
+# options for images of any size by timm's families; others need none, or do not accept them
 _ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 class TimmBackbone(Backbone):
     """The feature levels of a timm model, named ``p<log2(stride)>``, e.g. ``p5`` at stride 32.
 
-    Levels of one stride, as all blocks of a ViT have, are told apart by timm's index of the level:
-    ``p4_7``. ``size_divisibility`` is what the model needs its images to be padded to, found by
-    trying.
+    Levels of equal stride, such as all blocks of a ViT, have timm's index of the level in their
+    name, too: ``p4_7``. ``size_divisibility``, the multiple to which images have to be padded, is
+    found by trying.
 
     Args:
-        name: of the model, see ``timm.list_models()``.
+        name: name of the model, see ``timm.list_models()``.
         pretrained: download timm's weights for it.
-        out_indices: of timm's levels, which may count from the end; None: the last one.
-        **kwargs: to ``timm.create_model``.
+        out_indices: indices of timm's levels, negative ones count from the end; None: the last one.
+        **kwargs: arguments of ``timm.create_model``.
 
     Raises:
-        ImportError: without timm, an extra of this package.
-        ValueError: if timm has no such model (the message names near misses), it gives no feature
-            maps, or does not take images of every size.
+        ImportError: without timm, an optional dependency of this package.
+        ValueError: if timm has no such model (the message names similar ones), or the model has no
+            feature maps or does not accept images of every size.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TimmBackbone(Backbone):
         self._name = name
         indices = (-1,) if out_indices is None else tuple(out_indices)
         self.body = _create(name, pretrained=pretrained, out_indices=indices, **kwargs)
-        # some of timm's transformers keep channels last
+        # some of timm's transformers return channels last
         self._channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self._levels = _levels(self.body.feature_info, indices, name)
         strides = [level["reduction"] for level in self.body.feature_info.info]
@@ -65,8 +65,8 @@ class TimmBackbone(Backbone):
         except (AssertionError, IndexError) as error:
             size = " x ".join(map(str, images.shape[-2:]))
             raise InputError(
-                f"timm's {self._name!r} takes no images of {size} pixels ({error}); choose another "
-                "model, or smaller images."
+                f"timm's {self._name!r} does not accept images of {size} pixels ({error}); choose "
+                "another model, or smaller images."
             ) from error
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class TimmBackbone(Backbone):
         return self._levels
 
     def _find_divisibility(self, strides: list[int]) -> int:
-        """The first of 0 (any size) and the model's strides with whose multiples it works."""
+        """The smallest divisor of image sizes that works: 0 (any size) or one of the strides."""
         stride = max(strides)
         problem = None
         for divisor in (0, *sorted(set(strides))):
@@ -89,18 +89,18 @@ class TimmBackbone(Backbone):
             if problem is None:
                 return divisor
         raise ValueError(
-            f"timm's {self._name!r} does not take images of every size, as detection has them "
+            f"timm's {self._name!r} does not accept images of every size, as detection needs "
             f"({problem}): choose another model."
         )
 
     @torch.no_grad()
     def _problem_with(self, height: int, width: int) -> str | None:
-        """What is wrong with the feature maps of an image of this size; None if they are right."""
+        """What is wrong with the feature maps of an image of this size; None: nothing."""
         training, parameter = self.training, next(self.parameters())
         image = torch.zeros(1, 3, height, width).to(parameter)
         try:
             features = self.eval()._features(image)
-        # timm's models fail at sizes in many ways
+        # timm's models fail in many ways at sizes that they do not accept
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
             return " ".join(str(error).split())[:200]
         finally:
@@ -121,7 +121,7 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
     except ImportError as error:
         raise ImportError("TimmBackbone needs timm: pip install 'dab_detr[timm]'.") from error
     if not timm.is_model(name):
-        # timm's names begin with the family
+        # timm's names start with the family
         close = timm.list_models(f"{name[:6]}*")[:5]
         hint = f"; there are {', '.join(close)}, ..." if close else ""
         raise ValueError(f"timm has no model {name!r}{hint}.")
@@ -129,16 +129,18 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
         try:
             return timm.create_model(name, features_only=True, **{**options, **kwargs})
         except TypeError as error:
-            # the family does not know the option
+            # the family does not have the option
             if not options or not any(option in str(error) for option in options):
                 raise ValueError(f"timm cannot build {name!r}: {error}.") from error
         except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
-            raise ValueError(f"timm's {name!r} gives no such feature maps: {error}") from error
+            raise ValueError(
+                f"timm's {name!r} does not return such feature maps: {error}"
+            ) from error
     raise AssertionError("the last options are none")
 
 
 def _levels(info: Any, indices: tuple[int, ...], model: str) -> dict[str, ShapeSpec]:
-    """The levels by name, in the order of timm's outputs: from the first block on."""
+    """The levels by name, in the order of timm's outputs, from the first block on."""
     count = len(info.info)
     levels = sorted(zip((i % count for i in indices), info.channels(), info.reduction()))
     strides = [stride for _, _, stride in levels]

@@ -1,1 +1,1 @@
-"""Query formulations: what the decoder's queries are, a file each."""
+"""Query formulations, which define the decoder's queries; one file each."""

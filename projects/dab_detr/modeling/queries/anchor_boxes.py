@@ -16,10 +16,10 @@ from dab_detr.modeling.queries.base import QueryFormulation
 from dab_detr.modeling.structures import Encoding, Memory, Queries, Targets
 
 ANCHOR_INITS = ("normal", "uniform", "grid")
-# Side of the anchors that start on a grid, as a share of the image's: a medium object.
+# Side of anchors that start on a grid, relative to the image's: a medium object.
 GRID_ANCHOR_SIZE = 0.25
-# A fiftieth of a pixel in the largest test image. Below it 1 / size would leave float16's range
-# (and reach infinity in float32 for anchor logits under about -100).
+# A fiftieth of a pixel in the largest test image. For smaller sizes 1 / size would exceed float16's
+# range (and be infinite in float32 for anchor logits below about -100).
 _MIN_ANCHOR_SIZE = 2.0**-16
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 
@@ -27,12 +27,12 @@ _FLOAT16_MAX = torch.finfo(torch.float16).max
 class AnchorState(NamedTuple):
     """Anchors between two layers.
 
-    What a layer predicts from keeps its gradient, so that the box loss of a layer also reaches the
-    head's work in the layer before; what steers the attention does not.
+    Boxes are predicted relative to anchors with gradient, so that a layer's box loss also trains
+    the box head of the previous layer; the anchors for the attention are detached.
 
     Attributes:
-        anchor_logits: steer the attention, float32 ``(B or 1, Q, query_dim)``.
-        reference_logits: what boxes are predicted from, of the same shape and values.
+        anchor_logits: anchors for the attention, float32 ``(B or 1, Q, query_dim)``.
+        reference_logits: anchors for the box prediction, with the same shape and values.
     """
 
     anchor_logits: Tensor
@@ -42,29 +42,30 @@ class AnchorState(NamedTuple):
 class AnchorBoxQueries(QueryFormulation):
     """Learned anchors and, with patterns, learned content queries.
 
-    Centres and sizes are two parameters: frozen centres get no gradient and no weight decay.
+    Centres and sizes are separate parameters, so that frozen centres get no gradient and no weight
+    decay.
 
     Args:
         num_queries: number of anchors, at least 1.
-        num_layers: of the decoder.
-        d_model, num_heads, dropout: of its cross-attention.
+        num_layers: number of decoder layers.
+        d_model, num_heads, dropout: of the cross-attention.
         query_dim: 4 for boxes, 2 for points without a size (Table 3's 2-D ablation).
-        num_patterns: M pattern embeddings (Anchor DETR); each anchor is used once with each of
-            them. 0: content queries start at zero.
-        anchor_init: how anchors start: ``normal`` draws all logits from N(0, 1) as published;
-            ``uniform`` draws the centres from U(0, 1), sizes as ``normal``; ``grid`` puts boxes of
-            a quarter of the image's side on a regular grid.
-        freeze_anchor_centers: keep the learned anchors' x and y as they start (Table 8,
-            "fixed x, y"). They are still moved from layer to layer.
+        num_patterns: number M of pattern embeddings (Anchor DETR); each anchor is combined with
+            each of them. 0: content queries start at zero.
+        anchor_init: initial anchors: ``normal`` draws all logits from N(0, 1) as published;
+            ``uniform`` draws the centres from U(0, 1), sizes as ``normal``; ``grid`` places boxes
+            of a quarter of the image's side on a regular grid.
+        freeze_anchor_centers: keep the learned anchors' x and y at their initial values (Table 8,
+            "fixed x, y"). They are still refined from layer to layer.
         modulate_hw_attention: scale the positional similarity by the anchors' width and height
             (equation 6). Needs ``query_dim=4``.
-        update_anchors: hand each layer's refined anchors to the next; otherwise all layers see the
+        update_anchors: pass each layer's refined anchors to the next; otherwise all layers use the
             learned ones (Table 3's ablation).
-        temperature: of the anchors' sine encoding. All released weights need 10000.
+        temperature: temperature of the anchors' sine encoding. All released weights need 10000.
 
     Raises:
-        ValueError: for values that are not among those above, and for points that are to be
-            modulated by a size that they do not have.
+        ValueError: for other values than those above, and for ``modulate_hw_attention`` with
+            points, which have no size.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class AnchorBoxQueries(QueryFormulation):
 
     @torch.no_grad()
     def reset_queries(self) -> None:
-        """Draw the anchors, then the patterns."""
+        """Initialise the anchors, then the patterns."""
         centers, sizes = _initial_logits(self.num_queries, self.anchor_init)
         self.center_logits.copy_(centers)
         if self.size_logits is not None:
@@ -128,19 +129,19 @@ class AnchorBoxQueries(QueryFormulation):
             self.patterns.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the perceptrons."""
+        """Initialise the MLPs."""
         for child in self.children():
             if child is not self.patterns:
                 reset_parameters(child)
 
     def build_cross_attention(self, index: int) -> nn.Module:
-        # the first layer's content queries hold nothing yet
+        # the first layer's content queries carry no information yet
         return ConditionalCrossAttention(
             self.d_model, self.num_heads, self.dropout, add_position_to_content=index == 0
         )
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> Queries:
-        """The same for all images, pattern-major: pattern 0 with all anchors, then 1, ...
+        """The same queries for all images: pattern 0 with all anchors, then pattern 1, ...
 
         Returns:
             content ``(1, max(M, 1) * num_queries, d_model)`` and an :class:`AnchorState`.
@@ -158,7 +159,7 @@ class AnchorBoxQueries(QueryFormulation):
         return Queries(content, AnchorState(anchor_logits, anchor_logits))
 
     def encode(self, index: int, content: Tensor, state: AnchorState) -> Encoding:
-        """Positional queries, and encoded centres, scaled by the content and modulated."""
+        """Positional queries, and encoded centres that are scaled by the content and modulated."""
         anchors = state.anchor_logits.sigmoid()
         encoding = encode_anchors(anchors, self.d_model, self.temperature)
         position = self.position_mlp(encoding.to(content.dtype))
@@ -180,12 +181,12 @@ class AnchorBoxQueries(QueryFormulation):
         return AnchorState(refined.detach(), refined)
 
     def _refine(self, offset: Tensor, anchor_logits: Tensor) -> Tensor:
-        """Box logits ``(B, Q, 4)``: the head's output plus the anchor's; points have no size."""
+        """Box logits ``(B, Q, 4)``: head's output plus anchor logits; points have no size."""
         return offset.float() + F.pad(bounded_logits(anchor_logits), (0, 4 - self.query_dim))
 
 
 def modulate_encoding(centers: Tensor, reference_size: Tensor, anchors: Tensor) -> Tensor:
-    """Stretch the positional similarity to the anchor's width and height (paper, equation 6).
+    """Scale the positional similarity by the anchor's width and height (paper, equation 6).
 
     Args:
         centers: encoded centres ``(..., D)``, ordered (y, x).
@@ -193,8 +194,8 @@ def modulate_encoding(centers: Tensor, reference_size: Tensor, anchors: Tensor) 
         anchors: cxcywh ``(..., 4)`` in 0..1.
 
     Returns:
-        float32 ``(..., D)``: the y half times h_ref / h, the x half times w_ref / w, bounded to the
-        range of float16.
+        float32 ``(..., D)``: the y half times h_ref / h, the x half times w_ref / w, clamped to
+        float16's range.
     """
     scale = reference_size.float() / anchors[..., 2:].float().clamp(min=_MIN_ANCHOR_SIZE)
     # (w, h) to (h, w), one factor for each half of the encoding
@@ -203,7 +204,7 @@ def modulate_encoding(centers: Tensor, reference_size: Tensor, anchors: Tensor) 
 
 
 def _initial_logits(num_queries: int, init: str) -> tuple[Tensor, Tensor]:
-    """Start values: center_logits ``(Q, 2)`` and size_logits ``(Q, 2)``."""
+    """Initial center_logits ``(Q, 2)`` and size_logits ``(Q, 2)``."""
     sizes = torch.randn(num_queries, 2)
     if init == "normal":
         return torch.randn(num_queries, 2), sizes
@@ -215,7 +216,7 @@ def _initial_logits(num_queries: int, init: str) -> tuple[Tensor, Tensor]:
 
 
 def _grid_centers(count: int) -> Tensor:
-    """Spread ``count`` points over rows of as equal lengths as possible: ``(count, 2)`` in 0..1."""
+    """``count`` points in rows of nearly equal length: ``(count, 2)`` in 0..1."""
     num_rows = max(1, math.isqrt(count))
     points = []
     for row in range(num_rows):

@@ -9,14 +9,14 @@ from dab_detr.modeling.structures import Encoding, Memory, Outputs, Queries, Tar
 
 
 class QueryFormulation(nn.Module, ABC):
-    """What the queries are, how a layer sees them, and how its output moves them.
+    """Defines the queries, their encoding for each layer, and how a layer's output refines them.
 
     The decoder calls ``forward`` once, then for each layer :meth:`encode`, the layer's
-    cross-attention, :meth:`boxes` and :meth:`move`, and :meth:`outputs` at the end. A formulation
-    is a subclass and a config that names it under ``model.transformer.queries``.
+    cross-attention, :meth:`boxes` and :meth:`move`, and :meth:`outputs` at the end. To add a
+    formulation, write a subclass and a config that names it under ``model.transformer.queries``.
 
     Attributes:
-        uses_targets: ``forward`` wants the batch's objects in training, as denoising does.
+        uses_targets: whether ``forward`` needs the ground truth in training, as denoising does.
     """
 
     uses_targets = False
@@ -25,51 +25,52 @@ class QueryFormulation(nn.Module, ABC):
     def build_cross_attention(self, index: int) -> nn.Module:
         """The cross-attention of the decoder's layer ``index``, which becomes part of that layer.
 
-        It is called with the content ``(B or 1, Q, D)``, the :class:`Encoding` that :meth:`encode`
-        gave for the layer, and the :class:`Memory`, and returns ``(B, Q, D)``.
+        It is called with the content ``(B or 1, Q, D)``, the layer's :class:`Encoding` from
+        :meth:`encode`, and the :class:`Memory`, and returns ``(B, Q, D)``.
         """
 
     def reset_queries(self) -> None:
-        """Draw what the queries are before the first layer.
+        """Initialise the queries themselves.
 
-        Where a formulation draws it here, ``reset_parameters`` draws the rest, later; otherwise it
-        is drawn with the rest, part by part, as :mod:`dab_detr.modeling.initialization` does.
+        A formulation that does so here initialises its other weights later, in
+        ``reset_parameters``. Otherwise everything is initialised together, module by module, see
+        :mod:`dab_detr.modeling.initialization`.
         """
 
     @abstractmethod
     def forward(self, memory: Memory, targets: Targets | None = None) -> Queries:
-        """The queries before the first layer, where they depend on the image from its memory.
+        """The queries before the first layer; they may depend on the memory.
 
         Args:
             memory: the encoder's output.
-            targets: in training, if :attr:`uses_targets`; else None.
+            targets: ground truth, in training if :attr:`uses_targets`; else None.
         """
 
     @abstractmethod
     def encode(self, index: int, content: Tensor, state: Any) -> Encoding:
-        """What layer ``index`` is given of the queries beside their content ``(B or 1, Q, D)``."""
+        """The positional encoding for layer ``index``; ``content`` is ``(B or 1, Q, D)``."""
 
     @abstractmethod
     def boxes(self, offset: Tensor, state: Any) -> Tensor:
-        """Box logits, float32 ``(B, Q, 4)``, from the box head's output ``(B, Q, 4)``."""
+        """Box logits, float32 ``(B, Q, 4)``, from the output of the box head ``(B, Q, 4)``."""
 
     def move(self, state: Any, content: Tensor, box_head: nn.Module) -> Any:
-        """The state after a layer; as it was, unless a formulation says otherwise.
+        """The state after a layer; by default it does not change.
 
         Args:
-            state: before the layer. content: the layer's output ``(B, Q, D)``.
-            box_head: the layer's, ``(B, Q, D)`` to ``(B, Q, 4)``.
+            state: the state before the layer. content: the layer's output ``(B, Q, D)``.
+            box_head: the layer's box head, which maps ``(B, Q, D)`` to ``(B, Q, 4)``.
         """
         return state
 
     def outputs(self, class_logits: Tensor, box_logits: Tensor, queries: Queries) -> Outputs:
-        """What the criterion is given of the layers' predictions.
+        """The predictions for the criterion.
 
-        A formulation with denoising queries takes those apart here and gives them as ``extra``,
-        with the matches that it knows.
+        A formulation with denoising queries separates their predictions here and returns them as
+        ``extra``, with their known matches.
 
         Args:
             class_logits: ``(L, B, Q, K)``. box_logits: ``(L, B, Q, 4)``.
-            queries: what ``forward`` has given.
+            queries: the result of ``forward``.
         """
         return Outputs(class_logits, box_logits, extra=queries.extra)

@@ -1,4 +1,4 @@
-"""Folded batch norms: the same features."""
+"""Convolutions fused with their BatchNorm: the same features."""
 
 import copy
 
@@ -9,7 +9,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResN
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from dab_detr.inference.folding import fold_norms
+from dab_detr.inference.fusing import fuse_conv_bn
 
 
 def resnet(norm):
@@ -36,21 +36,21 @@ def resnet(norm):
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-def test_inference_without_norms_is_the_same(norm):
+def test_fused_convolutions_compute_the_same(norm):
     plain = resnet(norm).eval()
     images = torch.randn(2, 3, 64, 64)
-    folded = copy.deepcopy(plain)
-    fold_norms(folded)
-    assert not any(isinstance(m, FrozenBatchNorm2d | nn.BatchNorm2d) for m in folded.modules())
-    torch.testing.assert_close(folded(images), plain(images), rtol=1e-4, atol=1e-5)
+    fused = copy.deepcopy(plain)
+    fuse_conv_bn(fused)
+    assert not any(isinstance(m, FrozenBatchNorm2d | nn.BatchNorm2d) for m in fused.modules())
+    torch.testing.assert_close(fused(images), plain(images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_norm_without_statistics_stays():
     plain = nn.Sequential(Conv2d(3, 4, 3, norm=nn.BatchNorm2d(4, track_running_stats=False)))
-    folded = copy.deepcopy(plain).eval()
-    fold_norms(folded)
+    fused = copy.deepcopy(plain).eval()
+    fuse_conv_bn(fused)
     images = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(folded(images), plain.eval()(images))
+    torch.testing.assert_close(fused(images), plain.eval()(images))
 
 
 class NormFirst(Conv2d):
@@ -76,16 +76,16 @@ def random_norm(channels):
 def test_an_unusual_convolution_stays(convolution):
     plain = nn.Sequential(convolution())
     images = torch.randn(1, 4, 8, 8)
-    folded = copy.deepcopy(plain)
-    fold_norms(folded)
-    assert folded[0].norm is not None
-    torch.testing.assert_close(folded(images), plain(images))
+    fused = copy.deepcopy(plain)
+    fuse_conv_bn(fused)
+    assert fused[0].norm is not None
+    torch.testing.assert_close(fused(images), plain(images))
 
 
 def test_a_bias_before_the_norm_counts():
     plain = nn.Sequential(Conv2d(3, 4, 3, padding=1, norm=random_norm(4), activation=torch.relu))
     images = torch.randn(1, 3, 8, 8)
     nn.init.normal_(plain[0].bias)
-    folded = copy.deepcopy(plain)
-    fold_norms(folded)
-    torch.testing.assert_close(folded(images), plain(images), rtol=1e-5, atol=1e-6)
+    fused = copy.deepcopy(plain)
+    fuse_conv_bn(fused)
+    torch.testing.assert_close(fused(images), plain(images), rtol=1e-5, atol=1e-6)
