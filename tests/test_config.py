@@ -284,5 +284,5 @@ def test_wrong_overrides_are_named(override, words):
 def test_a_config_that_does_not_load_says_why(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("from .missing import model\n")
-    with pytest.raises(InputError, match="broken.py does not load.*missing.py does not exist"):
+    with pytest.raises(InputError, match="broken.py cannot be loaded.*missing.py does not exist"):
         get_config(broken)

@@ -19,7 +19,7 @@ PARTS = ("backbone", "input_proj", "encoder", "queries", "decoder")
 
 
 def _attention_flops(inputs: list, outputs: list) -> Counter:
-    """Two matrix products: queries with keys, weights with values."""
+    """Multiply-adds of two matrix products: queries with keys, attention weights with values."""
     query, key, value = (x.type().sizes() for x in inputs[:3])
     batch, heads, queries, width = query
     pairs = batch * heads * queries * key[2]
@@ -28,13 +28,13 @@ def _attention_flops(inputs: list, outputs: list) -> Counter:
 
 @torch.no_grad()
 def count_flops(model: DABDETR, height: int = 800, width: int = 1280) -> dict[str, float]:
-    """Multiply-adds (each counted once) for one image of that size, by part.
+    """Multiply-adds (counted once each) for one image of this size, by part of the model.
 
-    Convolutions, matrix products, attention, and fvcore's other operations with a known count;
-    element-wise ones cost little and are left out.
+    Counts convolutions, matrix products, attention, and fvcore's other operations; element-wise
+    operations cost little and are left out.
 
     Returns:
-        GFLOPs of each of :data:`PARTS`, in ``total``, and ``as the paper counts``: convolutions,
+        GFLOPs of each of :data:`PARTS`, their ``total``, and ``as the paper counts``: convolutions,
         attention's products and the projections of the encoder's attention, see docs/MODEL_ZOO.md.
     """
     was_training = model.training
@@ -55,7 +55,7 @@ def count_flops(model: DABDETR, height: int = 800, width: int = 1280) -> dict[st
 
 
 def count_parameters(model: DABDETR) -> dict[str, dict[str, int]]:
-    """Number of all and of frozen parameters, by part and in total."""
+    """Number of parameters and of frozen ones, by part and in total."""
     counts = parameter_count(model)
     modules = {**{part: _module_name(part) for part in PARTS}, "total": ""}
     return {
@@ -69,7 +69,7 @@ def _frozen(module: nn.Module) -> int:
 
 
 def analyze(model: DABDETR, height: int = 800, width: int = 1280) -> dict[str, dict[str, Any]]:
-    """Parameters and GFLOPs by part and in total; see the functions above."""
+    """Results of :func:`count_parameters` and :func:`count_flops`, by part and in total."""
     counts = count_parameters(model)
     return {
         part: {**counts.get(part, {}), "gflops": round(gflops, 3)}
@@ -80,7 +80,7 @@ def analyze(model: DABDETR, height: int = 800, width: int = 1280) -> dict[str, d
 def example_batch(
     batch_size: int, height: int, width: int, num_classes: int
 ) -> list[dict[str, Any]]:
-    """Images of coloured blocks with ten objects each, as Detectron2 batches them; never others."""
+    """A fixed batch of Detectron2's dicts: images of coloured blocks with ten objects each."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([width, height] * 2)
     batch = []
@@ -92,7 +92,7 @@ def example_batch(
             gt_boxes=Boxes(torch.cat((corner, corner + size), dim=1) * scale),
             gt_classes=torch.randint(num_classes, (10,), generator=generator),
         )
-        # fine noise would average out within the backbone, and leave all images alike
+        # fine noise would average out in the backbone, so that all images would look the same
         blocks = 256 * torch.rand(1, 3, 8, 8, generator=generator)
         pixels = F.interpolate(blocks, size=(height, width))[0].to(torch.uint8)
         batch.append({"image": pixels, "instances": instances})
@@ -106,22 +106,22 @@ def training_memory(
     width: int = 1333,
     amp_dtype: torch.dtype | None = None,
 ) -> float:
-    """Bytes of all tensors at the fullest moment of a training step with AdamW.
+    """Peak bytes of all tensors in a training step with AdamW.
 
-    Weights, gradients, the optimizer's state, and what the backward pass needs, counted while a
-    step runs on coloured blocks with ten objects each. A GPU needs more: its libraries' working
-    space, and gaps between the tensors (together about 1 to 2 GB).
+    Weights, gradients, optimizer state and activations, counted during a step on images of coloured
+    blocks with ten objects each. A GPU needs about 1 to 2 GB more, for workspaces of its libraries
+    and fragmentation.
 
     Args:
-        model: in training mode, its weights are changed.
-        amp_dtype: of autocast; None for full precision.
+        model: in training mode; its weights are changed.
+        amp_dtype: autocast precision; None for float32.
     """
     device = model.device
     batch = example_batch(batch_size, height, width, model.num_classes)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0)
     with _MemoryCounter() as counter:
-        # in the second step the optimizer has its state
+        # the optimizer has its state only in the second step
         for _ in range(2):
             enabled = amp_dtype is not None
             with torch.autocast(device.type, dtype=amp_dtype, enabled=enabled):
@@ -134,7 +134,7 @@ def training_memory(
 
 
 class _MemoryCounter(TorchDispatchMode):
-    """Adds up the storages that operations make, for as long as they live.
+    """Adds up the sizes of all living storages that operations have made.
 
     Attributes:
         peak: the largest sum, in bytes.
@@ -149,7 +149,7 @@ class _MemoryCounter(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
         inputs: set[int] = set()
-        # what an operation returns can be a view or the tensor that it was given
+        # the result can be a view of an input, or the input itself
         tree_map_only(Tensor, lambda x: inputs.add(x.untyped_storage()._cdata), (args, kwargs))
         tree_map_only(Tensor, lambda x: self._note(x, inputs), result)
         return result

@@ -1,4 +1,4 @@
-"""Configs: LazyConfig files by name or path, and the keys of the YAML flavour."""
+"""Loads LazyConfigs by name or path, and adds the keys for Detectron2's YAML configs."""
 
 import copy
 import os
@@ -20,15 +20,15 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def config_directory() -> Path:
-    """Where the project's configs lie: in the installed package or at the top of the checkout."""
+    """The folder of the project's configs: in the installed package or in the checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parents[1] / "configs"
 
 
 def config_file(name: str | os.PathLike) -> str:
-    """The path of a config: an existing file, or a name below :func:`config_directory`.
+    """The path of a config: an existing file, or a name relative to :func:`config_directory`.
 
-    ``dab_detr_r50_50ep.py`` and ``configs/dab_detr_r50_50ep.py`` both mean the project's own.
+    ``dab_detr_r50_50ep.py`` and ``configs/dab_detr_r50_50ep.py`` both name the project's config.
 
     Raises:
         InputError: if there is no such file; the message lists the configs that exist.
@@ -39,12 +39,12 @@ def config_file(name: str | os.PathLike) -> str:
         if candidate.is_file():
             return str(candidate)
     raise InputError(
-        f"There is no config file {path}; the project's own are {', '.join(list_configs())}."
+        f"There is no config file {path}; the project's configs are {', '.join(list_configs())}."
     )
 
 
 def list_configs() -> list[str]:
-    """Names of the configs that can be run, relative to :func:`config_directory`."""
+    """Names of the runnable configs, relative to :func:`config_directory`."""
     root = config_directory()
     shared = {"common", "models"}
     files = sorted(path.relative_to(root) for path in root.rglob("*.py"))
@@ -59,8 +59,8 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
         overrides: ``key=value`` strings, see :func:`~dab_detr.overrides.apply_override`.
 
     Raises:
-        InputError: for an unknown file, a file that does not load, an unknown key, one that has
-            moved, or a malformed override.
+        InputError: for an unknown file, a file that cannot be loaded, an unknown or renamed key, or
+            a malformed override.
     """
     path = config_file(name)
     if path.endswith((".yaml", ".yml")):
@@ -70,9 +70,9 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
             cfg = LazyConfig.load(path)
         except Exception as error:
             moved = MOVED_MODULES.get(error.name) if isinstance(error, ImportError) else None
-            hint = f" (what it had is now in {moved})" if moved else ""
+            hint = f" (its content is now in {moved})" if moved else ""
             raise InputError(
-                f"The config file {path} does not load: {_one_line(error)}{hint}"
+                f"The config file {path} cannot be loaded: {_one_line(error)}{hint}"
             ) from error
     _refuse_moved_keys(cfg, f"The config file {path}")
     for override in overrides:
@@ -88,7 +88,7 @@ def _refuse_moved_keys(cfg: DictConfig, where: str) -> None:
 
 
 def copy_config(cfg: DictConfig) -> DictConfig:
-    """A config of its own, to be changed; objects in it, such as a model, are the same ones."""
+    """A copy of a config; objects in it, such as a model, are shared."""
     memo: dict[int, Any] = {}
 
     def share(node: Any) -> None:
@@ -96,7 +96,7 @@ def copy_config(cfg: DictConfig) -> DictConfig:
             for value in node.values() if isinstance(node, dict) else node:
                 share(value)
         else:
-            # what deepcopy() takes for copied already
+            # deepcopy() treats it as copied already
             memo[id(node)] = node
 
     share(OmegaConf.to_container(cfg, resolve=False))
@@ -107,7 +107,7 @@ def build(cfg: DictConfig, section: str) -> Any:
     """Instantiate a section of a config, e.g. ``model`` or ``train.writers.0``.
 
     Raises:
-        InputError: if the section's values do not make sense to what they are for.
+        InputError: if the section cannot be instantiated with its values.
     """
     node = cfg
     for part in section.split("."):
@@ -124,14 +124,14 @@ def build(cfg: DictConfig, section: str) -> Any:
         ImportError,
         OmegaConfBaseException,
     ) as error:
-        # an exception of a look-up says no more than the key
+        # the message of a KeyError is only the key
         raise InputError(
-            f"The config's section {section} does not work: {_one_line(error)}"
+            f"The config's section {section} cannot be built: {_one_line(error)}"
         ) from error
 
 
 def target_of(node: Mapping) -> Callable | None:
-    """What a LazyCall calls; None if that cannot be found, as :func:`build` will say."""
+    """The function or class of a LazyCall; None if not found, which :func:`build` reports."""
     target = node.get("_target_")
     try:
         target = locate(target) if isinstance(target, str) else target
@@ -147,8 +147,8 @@ def _one_line(error: Exception) -> str:
 def add_dab_detr_config(cfg: CfgNode) -> None:
     """Add the keys that ``MODEL.META_ARCHITECTURE: DABDETR`` reads to a Detectron2 YAML config.
 
-    Every key below ``MODEL.DAB_DETR`` is a setting of the LazyConfig ``models/dab_detr_r50.py``, by
-    its name in :data:`dab_detr.flat_config.PLACES`, with the paper's value.
+    The keys below ``MODEL.DAB_DETR`` are settings of the LazyConfig ``models/dab_detr_r50.py``, by
+    their names in :data:`dab_detr.flat_config.PLACES`, with the paper's values.
     """
     from dab_detr.flat_config import flat_settings
 

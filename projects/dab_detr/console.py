@@ -1,4 +1,4 @@
-"""What a person sees while a program runs. Everything else is in ``log.txt``."""
+"""Console output of a running program. Everything else is in ``log.txt``."""
 
 import logging
 import sys
@@ -8,27 +8,27 @@ from typing import Any
 from detectron2.utils import comm
 from tqdm import tqdm
 
-# the ``extra`` of a log call whose message is for log.txt alone
+# the ``extra`` of a log call whose message is only for log.txt
 DETAIL = {"detail": True}
 
 
 def is_live() -> bool:
-    """Whether this process writes to a terminal, where a line can be written over."""
+    """Whether this process writes to a terminal, where a line can be overwritten."""
     return comm.is_main_process() and sys.stdout.isatty()
 
 
 def bar(loader: Iterable | None = None, *, disable: bool = False, **arguments: Any) -> tqdm:
-    """A progress bar on standard output, which is hidden where that is no terminal.
+    """A progress bar on standard output; hidden if that is not a terminal.
 
     Args:
-        loader: what the bar yields, and counts; None: it is counted by hand.
+        loader: the iterable to count; None: the bar is updated by the caller.
     """
     hidden = disable or not is_live()
     return tqdm(loader, file=sys.stdout, disable=hidden, dynamic_ncols=True, **arguments)
 
 
 class Console:
-    """A stream for log handlers: standard output as it is now, above any progress bar."""
+    """A stream for log handlers: the current standard output, above any progress bar."""
 
     def write(self, text: str) -> None:
         tqdm.write(text, file=sys.stdout, end="")
@@ -38,7 +38,7 @@ class Console:
 
 
 class ConsoleFormatter(logging.Formatter):
-    """The time and the message; of a warning that it is one."""
+    """Formats time and message; warnings and errors also with their level."""
 
     def __init__(self):
         super().__init__("[%(asctime)s] %(message)s", "%H:%M:%S")
@@ -52,6 +52,6 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def is_for_people(record: logging.LogRecord) -> bool:
-    """Warnings of everybody, and what this project says, less its details."""
+    """Whether to print a record: warnings, and this project's messages except details."""
     own = record.name.partition(".")[0] == "dab_detr" and not getattr(record, "detail", False)
     return own or record.levelno >= logging.WARNING

@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, tmp_path, dama
     damage(tmp_path / "model_0000003.pth")
     assert resumed(saved) == 2
     assert "model_0000003.pth cannot be read" in caplog.text
-    assert "Trying the checkpoint before it" in caplog.text
+    assert "Trying the previous checkpoint" in caplog.text
     damage(tmp_path / "model_0000002.pth")
     assert resumed(saved) == 1
     damage(tmp_path / "model_0000001.pth")
@@ -138,7 +138,7 @@ def test_weights_alone_are_nothing_to_resume_from(saved, tmp_path, name, caplog)
     weights_alone(tmp_path / name)
     (tmp_path / "last_checkpoint").write_text(name)
     assert resumed(saved) == 3
-    words = "Weights without the state of a training are nothing to resume from"
+    words = "A training cannot be resumed from weights without its state"
     assert words in caplog.text and f"{tmp_path / name}." in caplog.text
 
 

@@ -209,8 +209,8 @@ def test_what_the_tensors_do_not_show_comes_from_the_file_or_is_asked_for(
     assert "dilation (DC5) only for timm's ResNets" in capsys.readouterr().err
     with caplog.at_level("WARNING", logger="dab_detr"):
         Checkpointer(ours, complete=True).load(file)
-    assert "trained with dilation=True, the model has False" in caplog.text
-    assert "trained with key_temperature=10, the model has 20.0" in caplog.text
+    assert "trained with dilation=True, but the model has False" in caplog.text
+    assert "trained with key_temperature=10, but the model has 20.0" in caplog.text
 
 
 @pytest.mark.parametrize("layout", ["hf", "official"])

@@ -95,7 +95,7 @@ def test_its_training_is_not_resumed(tmp_path):
     content = torch.load(FILE)
     torch.save(content, tmp_path / "model_0000004.pth")
     checkpointer = Checkpointer(model_of_then(), str(tmp_path), complete=False)
-    words = rf"begun with dab_detr 0\.1.*train\.init_checkpoint={re.escape(str(tmp_path))}"
+    words = rf"started with dab_detr 0\.1.*train\.init_checkpoint={re.escape(str(tmp_path))}"
     with pytest.raises(InputError, match=words):
         checkpointer.resume()
     # the sentence's way works
@@ -108,4 +108,4 @@ def test_train_net_says_so(in_process, tmp_path, capsys):
     torch.save(torch.load(FILE), tmp_path / "model_0000004.pth")
     arguments = ["--config-file", str(config), "--resume", f"train.output_dir={tmp_path}"]
     assert in_process(*arguments) == 1
-    assert "begun with dab_detr 0.1" in capsys.readouterr().err
+    assert "started with dab_detr 0.1" in capsys.readouterr().err

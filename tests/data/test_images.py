@@ -143,11 +143,11 @@ UNREADABLE = {
     "cut short": (truncated, "cut.png cannot be read"),
     "floating point": (
         lambda p: save(p / "f.tiff", Image.fromarray(GREY.astype(np.float32))),
-        "f.tiff holds floating-point",
+        "f.tiff has floating-point",
     ),
     "more than 16 bits": (
         lambda p: save(p / "i.tiff", Image.fromarray(GREY.astype(np.int32) * 10**6)),
-        "i.tiff holds values beyond 16 bits",
+        "i.tiff has values beyond 16 bits",
     ),
 }
 

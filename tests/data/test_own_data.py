@@ -234,7 +234,7 @@ def test_registered_files_need_no_more_than_those_of_the_command_line(
 def test_missing_files_are_named(own_data, run, tmp_path, capsys):
     train, val = own_data("train"), own_data("val")
     assert run((str(tmp_path / "nowhere"), train[1]), val) == 1
-    assert "no folder of images" in capsys.readouterr().err
+    assert "no image folder" in capsys.readouterr().err
     assert run(train, (val[0], str(tmp_path / "none.json"))) == 1
     assert "no annotation file" in capsys.readouterr().err
 

@@ -224,7 +224,7 @@ def test_a_folder_with_weights_alone_is_no_training_to_resume(config, tmp_path, 
     _, model = run(config("train.max_iter=1", f"train.output_dir={tmp_path / 'first'}"))
     torch.save({"model": model.state_dict()}, tmp_path / "model_0000007.pth")
     run(config("train.max_iter=2"), resume=True)
-    assert "Weights without the state of a training are nothing to resume from" in caplog.text
+    assert "A training cannot be resumed from weights without its state" in caplog.text
     lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [x["iteration"] for x in lines if "total_loss" in x] == [0, 1]
 

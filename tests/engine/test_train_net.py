@@ -185,7 +185,7 @@ WRONG = {
         "no evaluation backend 'fastest'",
     ),
     "unknown argument of the optimizer": (["+optimizer.foo=1"], "section optimizer .*foo"),
-    "unknown argument of the model": (["+model.depth=3"], "section model does not work.*depth"),
+    "unknown argument of the model": (["+model.depth=3"], "section model cannot be built.*depth"),
     "impossible model": (["model.transformer.queries.anchor_init=gird"], "anchor_init is 'gird'"),
     "unknown level": (["model.in_features=[res7]"], "'res7', but ResNet has"),
 }

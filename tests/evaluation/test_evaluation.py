@@ -188,8 +188,8 @@ def test_an_evaluation_without_precision_keeps_no_best_weights(config, tmp_path)
 @pytest.mark.parametrize(
     "evaluator, words",
     [
-        (L(MeanScore)(), "dataloader.evaluator does not work.*required"),
-        ([L(MeanScore)(required=1), L(MeanScore)()], "evaluator does not work.*required"),
+        (L(MeanScore)(), "dataloader.evaluator cannot be built.*required"),
+        ([L(MeanScore)(required=1), L(MeanScore)()], "evaluator cannot be built.*required"),
         (L(torch.nn.Identity)(), "gives Identity, which is no evaluator"),
         ("text", "dataloader.evaluator is text; an evaluator, a list"),
     ],
@@ -206,7 +206,7 @@ def test_evaluators_that_cannot_be_built_are_refused_before_the_first_step(
 
 
 def test_a_test_loader_that_cannot_be_built_is_refused_before_the_first_step(config, tmp_path):
-    with pytest.raises(InputError, match="section dataloader.test does not work.*colour"):
+    with pytest.raises(InputError, match="section dataloader.test cannot be built.*colour"):
         run(config("+dataloader.test.mapper.colour=3"))
     assert not (tmp_path / "metrics.json").exists()
 

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, for every layout of a DAB-DETR, and strict about what does not fit."""
+"""Detectron2's checkpointer for all layouts of DAB-DETR; it refuses what does not fit."""
 
 import logging
 import os
@@ -23,36 +23,36 @@ from dab_detr.checkpoint.settings import settings_of_file, settings_of_model
 from dab_detr.errors import InputError, listed
 from dab_detr.files import UNFINISHED, write_whole
 
-# the best weights so far, which are no place to go on from
+# the best weights so far; a training cannot be resumed from them
 BEST_FILE = "model_best.pth"
 FINAL_FILE = "model_final.pth"
-# how a training names the checkpoints of its steps; whatever else lies there belongs to the user
+# names of a training's checkpoints; all other files in the folder are the user's
 _NUMBERED = re.compile(r"model_(\d{7})\.pth")
 _OWN_NAME = re.compile(r"model_(\d{7}|final)\.pth")
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detects the layout of a file by itself and refuses what does not fit.
+    """Detects the layout of a file and refuses files that do not fit the model.
 
     Reads this project's, the published, detrex's, transformers' and mmdetection's DAB-DETR,
-    torchvision's ResNet, and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run. What
-    this project wrote says so (see :mod:`dab_detr.checkpoint.description`) and is compared with the
-    model alone.
+    torchvision's ResNet, and Detectron2's ``.pkl`` and ``.pth``. Pickled code is never run. Files
+    of this project have a description (see :mod:`dab_detr.checkpoint.description`) and are only
+    compared with the model.
 
     Args:
         model, save_dir, **checkpointables: as in :class:`DetectionCheckpointer`.
         complete: the file has to fill the whole model, as for an evaluation. Otherwise it may also
-            hold the backbone alone, as ImageNet weights do, or other classes; see
+            have only the backbone, as ImageNet weights do, or other classes; see
             :func:`~dab_detr.checkpoint.classes.fit_classes`.
-        class_names: of the model's classes, to be written into the files, and to take the rows of
-            the class head from a file by name; None: not known.
-        averaged: the average that a training's checkpoint holds is loaded instead of its weights.
-        max_to_keep: so many checkpoints of steps stay in the folder, counted over all resumes; None
-            keeps all. Only what the training itself has written is ever removed.
+        class_names: names of the model's classes, which are written into the files and used to
+            select rows of a file's class head; None: not known.
+        averaged: load the EMA weights of a training's checkpoint instead of its weights.
+        max_to_keep: number of ``model_<iteration>.pth`` files to keep, counted over all resumes;
+            None keeps all. Only files that the training itself has written are removed.
 
     Raises:
         InputError: on loading, if the file is missing, cannot be read or does not fit;
-            :class:`NoAverage`, if there is none.
+            :class:`NoAverage` if ``averaged`` and the file has no EMA weights.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Checkpointer(DetectionCheckpointer):
     def save(self, name: str, **extras: Any) -> None:
         """Write ``name.pth`` into the folder and mark it as the last checkpoint.
 
-        The file is written aside and renamed, so whoever kills the process leaves a whole one.
+        The write is atomic: if the process is killed, the file is either complete or absent.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -98,7 +98,7 @@ class Checkpointer(DetectionCheckpointer):
         if self.max_to_keep is None:
             return
         files = {n: Path(self._in_folder(f"model_{n:07d}.pth")) for n in self._written}
-        # after a resume from further back, what was written beyond is not part of the training
+        # after a resume from an earlier checkpoint, later ones are not part of the training
         oldest_first = sorted(
             (number for number, file in files.items() if file.exists()),
             key=lambda number: (number <= iteration, number),
@@ -108,22 +108,22 @@ class Checkpointer(DetectionCheckpointer):
             self._written.remove(number)
 
     def description(self) -> dict[str, Any]:
-        """What a file with the model's weights says of itself."""
+        """The description that is written beside the model's weights."""
         return describe(class_names=self.class_names, settings=settings_of_model(self.model))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Note which file :meth:`resume` takes first."""
+        """Record which file :meth:`resume` tries first."""
         tag = last_filename_basename.encode()
         write_whole(self._in_folder("last_checkpoint"), lambda file: file.write(tag))
 
     def resume(self, paths: Sequence[str] | None = None) -> str:
-        """Load the last checkpoint of the folder, or the newest before it that is not damaged.
+        """Load the last checkpoint of the folder, or the newest earlier one that is not damaged.
 
         Args:
-            paths: what :meth:`checkpoints` has given; None looks again.
+            paths: result of :meth:`checkpoints`; None: call it.
 
         Returns:
-            The file.
+            The file that was loaded.
 
         Raises:
             InputError: if all are damaged, or one does not fit.
@@ -134,21 +134,21 @@ class Checkpointer(DetectionCheckpointer):
             try:
                 self.load(path)
             except DamagedCheckpoint as error:
-                self.logger.warning(f"{error} Trying the checkpoint before it.")
+                self.logger.warning(f"{error} Trying the previous checkpoint.")
                 damaged.append(path)
             else:
                 return path
             finally:
                 self._is_resuming = False
         raise InputError(
-            f"No checkpoint in {self.save_dir} can be read ({listed(damaged)}); start anew without "
-            "--resume, in another train.output_dir."
+            f"No checkpoint in {self.save_dir} can be read ({listed(damaged)}); start a new "
+            "training without --resume, in another train.output_dir."
         )
 
     def checkpoints(self) -> list[str]:
-        """The training's checkpoints in the folder, the last one first, then by age.
+        """The training's checkpoints in the folder: the last one, then the newest first.
 
-        Weights alone are none: they lack the optimizer and the place in the training.
+        Files with weights only are left out: they have no optimizer state and no iteration.
         """
         self._written = set()
         files, weights = [], []
@@ -158,8 +158,8 @@ class Checkpointer(DetectionCheckpointer):
                 (files if self._is_of_training(path) else weights).append(path)
         if weights:
             self.logger.warning(
-                "Weights without the state of a training are nothing to resume from "
-                f"(train.init_checkpoint=FILE begins with them): {listed(sorted(weights))}."
+                "A training cannot be resumed from weights without its state (start a new one with "
+                f"train.init_checkpoint=FILE): {listed(sorted(weights))}."
             )
         files.sort(key=os.path.getmtime, reverse=True)
         last = self.get_checkpoint_file() if self.has_checkpoint() else None
@@ -170,9 +170,9 @@ class Checkpointer(DetectionCheckpointer):
         try:
             # the tensors stay on the disk
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        # whatever a damaged or foreign file makes of it
+        # damaged and foreign files fail in many ways
         except Exception:
-            # one's own is damaged, which reading it will say
+            # with a training's name it is a damaged checkpoint; loading it will report that
             return _OWN_NAME.fullmatch(name) is not None
         if not isinstance(content, dict) or not {"iteration", "trainer"} <= content.keys():
             return False
@@ -184,7 +184,7 @@ class Checkpointer(DetectionCheckpointer):
         return os.path.join(self.save_dir, file_name)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file or an address that Detectron2's path manager knows; '' loads nothing."""
+        """Load a file or an address of Detectron2's path manager; '' loads nothing."""
         if path and "://" in path:
             try:
                 path = self.path_manager.get_local_path(path)
@@ -199,14 +199,14 @@ class Checkpointer(DetectionCheckpointer):
             raise InputError(f"There is no checkpoint file {path}.")
         self._path = path
         if path and os.path.isdir(path):
-            # the classes above take files only
+            # the parent class accepts files only
             checkpoint = self._load_file(path)
             self._load_model(checkpoint)
             return checkpoint
         try:
             return super().load(path, *args, **kwargs)
         finally:
-            # Detectron2 leaves it set when a file is refused, and then takes no other
+            # Detectron2 leaves it set when a file is refused, and then cannot load another
             self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class Checkpointer(DetectionCheckpointer):
         if layout is DAB_DETR:
             return {**checkpoint, "class_names": (description or {}).get("class_names")}
         backbone_alone = layout is None or layout.backbone_alone
-        # a ResNet of timm has torchvision's names, so they fit as they are
+        # a ResNet of timm has torchvision's names, which need no conversion
         if layout is not None and (not backbone_alone or has_resnet(self.model)):
             conversion = to_dab_detr(state, description)
             state = conversion.state
@@ -231,7 +231,7 @@ class Checkpointer(DetectionCheckpointer):
                 self.logger.info(line)
         if backbone_alone and all(name.startswith("backbone.") for name in state):
             if not state.keys() & self.model.state_dict().keys():
-                # the model holds its ResNet deeper, as the bottom of a feature pyramid
+                # the model's ResNet is nested, as the bottom-up part of an FPN
                 state = {name.removeprefix("backbone."): x for name, x in state.items()}
         if backbone_alone and not any(name.startswith("backbone.") for name in state):
             checkpoint["matching_heuristics"] = True
@@ -239,23 +239,23 @@ class Checkpointer(DetectionCheckpointer):
 
     def _require_own_training(self, checkpoint: Mapping[str, Any], *, is_old: bool) -> None:
         if is_old:
-            # its optimizer has its state for other tensors
-            reason = "was begun with dab_detr 0.1: finish it with that version, or begin"
+            # its optimizer state is for other tensors
+            reason = "was started with dab_detr 0.1: finish it with that version, or start another"
         elif not self.checkpointables.keys() <= checkpoint.keys():
-            reason = "is of another program, which does not note all that is needed to go on: begin"
+            reason = "is of another program and lacks what is needed to resume: start another"
         else:
             return
         raise InputError(
-            f"The training of {self._path} {reason} with its weights in another train.output_dir: "
-            f"train.init_checkpoint={self._path}."
+            f"The training of {self._path} {reason} from its weights in another "
+            f"train.output_dir: train.init_checkpoint={self._path}."
         )
 
     def _compare_settings(self, found: Mapping[str, Any]) -> None:
         for name, wanted in settings_of_model(self.model).items():
             if name in found and found[name] != wanted:
                 self.logger.warning(
-                    f"The checkpoint {self._path} was trained with {name}={found[name]}, the model "
-                    f"has {wanted}; the same weights then compute something else."
+                    f"The checkpoint {self._path} was trained with {name}={found[name]}, but the "
+                    f"model has {wanted}: its outputs will differ."
                 )
 
     def _load_model(self, checkpoint: Any):

@@ -1,4 +1,4 @@
-"""``dab-detr visualize data``: augmented images with their boxes, as the model is fed them."""
+"""``dab-detr visualize data``: draws augmented training images with their boxes."""
 
 import argparse
 import sys
@@ -10,22 +10,22 @@ from dab_detr.errors import InputError
 _EPILOG = """\
 Example: %(prog)s --config-file configs/dab_detr_r50_50ep.py \\
              --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json --output pictures
-Ends with 0, 1 for wrong files, keys or values, 2 for wrong usage.
+Exit code: 0, or 1 for wrong files, keys or values, 2 for wrong usage.
 """
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "visualize_data.py") -> int:
-    """Draw; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Draw what the data loader really feeds the model: augmented images with their "
-        "boxes.",
+        description="Draw the images that the data loader feeds to the model, after augmentation, "
+        "with their boxes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", required=True, help="a LazyConfig file")
-    parser.add_argument("--output", default="./output/samples", help="folder; %(default)s")
-    parser.add_argument("--count", type=int, default=16, help="number of images; %(default)s")
+    parser.add_argument("--output", default="./output/samples", help="folder; default: %(default)s")
+    parser.add_argument("--count", type=int, default=16, help="of images; default: %(default)s")
     data_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, as key=value")
     args = parse_arguments(parser, arguments)

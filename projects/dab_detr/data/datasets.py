@@ -1,4 +1,4 @@
-"""The data sets that a config names, and one's own by the command line."""
+"""The data sets of a config, and custom ones from the command line."""
 
 import os
 
@@ -22,28 +22,28 @@ def use_own_data(
     *,
     set_classes: bool,
 ) -> DictConfig:
-    """Register files in COCO's format with Detectron2, as "own_train" and "own_val".
+    """Register a custom data set in COCO's format, as "own_train" and "own_val".
 
     Args:
-        cfg: stays as it is.
-        train, val: a folder of images and an annotation file each; None leaves the config's.
-        set_classes: the model gets as many classes as the files have.
+        cfg: a whole config; it is not changed.
+        train, val: a folder of images and an annotation file each; None keeps the config's.
+        set_classes: set the model's number of classes to that of the files.
 
     Returns:
-        A copy of the config that trains and evaluates on them.
+        A copy of the config that uses them.
 
     Raises:
         InputError: if a folder or file is missing or wrong.
     """
     if val is not None and cfg.dataloader.get("test") is None:
-        raise InputError("--val-data needs a dataloader.test in the config, which has none.")
+        raise InputError("--val-data needs a dataloader.test in the config.")
     cfg = copy_config(cfg)
     for name, given in ((OWN_TRAIN, train), (OWN_VAL, val)):
         if given is None:
             continue
         folder, annotations = given
         if not os.path.isdir(folder):
-            raise InputError(f"There is no folder of images {folder}.")
+            raise InputError(f"There is no image folder {folder}.")
         if not os.path.isfile(annotations):
             raise InputError(f"There is no annotation file {annotations}.")
         if name in DatasetCatalog:
@@ -60,9 +60,9 @@ def use_own_data(
 
 
 def dataset_names(cfg: DictConfig, part: str) -> list[str]:
-    """The names in ``dataloader.<part>.dataset``: one or a list of them.
+    """The names of data sets in ``dataloader.<part>.dataset``.
 
-    There are none without that section, nor for ``test`` without ``dataloader.evaluator``.
+    The list is empty without that section, and for ``test`` without ``dataloader.evaluator``.
 
     Raises:
         InputError: if the section names no data sets.
@@ -73,14 +73,14 @@ def dataset_names(cfg: DictConfig, part: str) -> list[str]:
     names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names")
     if not names:
         raise InputError(
-            f"dataloader.{part}.dataset has no names; Detectron2's get_detection_dataset_dicts("
-            "names=...) takes those of registered data sets."
+            f"dataloader.{part}.dataset has no names: set names=... to registered data sets, as "
+            "for Detectron2's get_detection_dataset_dicts."
         )
     return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
 
 
 def datasets_of(cfg: DictConfig, part: str) -> list[CheckedDataset]:
-    """The data sets of a part of the config, put in their place in Detectron2's catalog.
+    """The data sets of a part of the config, which are checked in Detectron2's catalog.
 
     Raises:
         InputError: if one is not registered.
@@ -89,7 +89,7 @@ def datasets_of(cfg: DictConfig, part: str) -> list[CheckedDataset]:
 
 
 def class_names(cfg: DictConfig, part: str, model: nn.Module) -> list[str] | None:
-    """Names of the model's classes in the order of its outputs, where the data of a part tell."""
+    """Names of the model's classes, from a data set with as many classes; None if there is none."""
     for dataset in datasets_of(cfg, part):
         if len(dataset.classes) == model.num_classes:
             return dataset.classes
@@ -97,8 +97,8 @@ def class_names(cfg: DictConfig, part: str, model: nn.Module) -> list[str] | Non
 
 
 def use_checked_data(cfg: DictConfig) -> None:
-    """Let the registered data sets of a config be read and checked by this project's code, whatever
-    loader the config names; nothing is loaded yet."""
+    """Replace the config's data sets in Detectron2's catalog by checked ones, for any loader;
+    nothing is loaded yet."""
     for part in ("train", "test"):
         names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=())
         use_checked_records([names] if isinstance(names, str) else names)

@@ -1,4 +1,4 @@
-"""Images from files: upright, three channels of 8 bits, whatever kind of file it is."""
+"""Reads image files of all kinds: upright, three channels of 8 bits."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
-# PIL.ImageOps.exif_transpose() has the same table. It also writes the whole EXIF block again and
-# fails on values that cameras and programs got wrong, and has to have the pixels to know the size.
+# PIL.ImageOps.exif_transpose() has the same table. But it rewrites the whole EXIF block, fails for
+# invalid values of cameras and programs, and needs the decoded pixels to know the size.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -22,9 +22,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Resized, a narrower image loses all its pixels or takes gigabytes of memory.
+# Resizing a narrower image would remove a side or take gigabytes of memory.
 _MOST_ASPECT_RATIO = 500
-_QUARTER_TURNS = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
+_ROTATIONS_BY_90 = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 
 
 class UnreadableImage(Exception):
@@ -34,15 +34,16 @@ class UnreadableImage(Exception):
 def read_image(
     path: str | os.PathLike, format: str = "RGB", size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Read an image as Detectron2's ``read_image`` does, but correct for every kind of file.
+    """Read an image like Detectron2's ``read_image``, but correctly for every kind of file.
 
-    Detectron2 turns 16-bit greyscale white, and its pure-Python copy ignores the EXIF orientation.
+    Detectron2 reads 16-bit greyscale as white, and its pure-Python copy ignores the EXIF
+    orientation.
 
     Args:
-        path: greyscale (8 or 16 bits), palette, RGB, RGBA (the alpha is left out) or CMYK.
-        format: "RGB", "BGR" or another that Detectron2 knows.
-        size: (height, width) that the annotations were made for. Where it fits the pixels only as
-            they are stored, the annotations ignore the EXIF orientation, and so does this function.
+        path: greyscale (8 or 16 bits), palette, RGB, RGBA (alpha is dropped) or CMYK.
+        format: "RGB", "BGR" or another format of Detectron2.
+        size: annotated (height, width). If only the unrotated pixels have this size, the
+            annotations ignore the EXIF orientation, and so does this function.
 
     Returns:
         uint8 ``(H, W, 3)``.
@@ -53,13 +54,13 @@ def read_image(
     """
     with _opened(path) as image:
         image.load()
-        method = _turn(image, path, size)
-    turned = image.transpose(method) if method is not None else image
-    return convert_PIL_to_numpy(_eight_bits(turned, path), format)
+        method = _transposition(image, path, size)
+    upright = image.transpose(method) if method is not None else image
+    return convert_PIL_to_numpy(_eight_bits(upright, path), format)
 
 
 def image_size(path: str | os.PathLike, size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """The height and width of an image as :func:`read_image` gives it; its pixels are not decoded.
+    """The (height, width) of an image as :func:`read_image` returns it, without decoding it.
 
     Args:
         path, size: as for :func:`read_image`.
@@ -69,17 +70,17 @@ def image_size(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     """
     with _opened(path) as image:
         if size is not None and image.size == (size[1], size[0]):
-            # turned or not, this is what the annotations are for
+            # rotated or not, this is the size of the annotations
             return size
         width, height = image.size
-        turned = _turn(image, path, size) in _QUARTER_TURNS
-    return (width, height) if turned else (height, width)
+        is_rotated = _transposition(image, path, size) in _ROTATIONS_BY_90
+    return (width, height) if is_rotated else (height, width)
 
 
 def missing_files(file_names: Iterable[str]) -> list[str]:
-    """Those that do not exist, by one listing a folder: quick on network file systems too.
+    """Files that do not exist; lists each folder once, which is also fast on network file systems.
 
-    Files at remote addresses are not looked for.
+    Files at remote addresses are not checked.
     """
     folders: dict[str, set[str]] = {}
     missing = []
@@ -90,7 +91,7 @@ def missing_files(file_names: Iterable[str]) -> list[str]:
         if folder not in folders:
             try:
                 with os.scandir(folder or ".") as entries:
-                    # follows links: one that leads nowhere is no file
+                    # follows links: a broken link is not a file
                     folders[folder] = {entry.name for entry in entries if entry.is_file()}
             except OSError:
                 folders[folder] = set()
@@ -101,7 +102,7 @@ def missing_files(file_names: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """An image whose pixels have not been decoded; an error inside makes it unreadable."""
+    """Open an image without decoding it; errors inside become :class:`UnreadableImage`."""
     try:
         with PathManager.open(os.fspath(path), "rb") as file:
             image = Image.open(file)
@@ -113,18 +114,18 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
             yield image
     except (MemoryError, UnreadableImage):
         raise
-    # decoders stumble over damaged files in many ways
+    # decoders fail in many ways for damaged files
     except Exception as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else _reason(error)
         raise UnreadableImage(f"The image {path} cannot be read: {reason}.") from error
 
 
-def _turn(
+def _transposition(
     image: Image.Image, path: str | os.PathLike, size: tuple[int, int] | None
 ) -> Image.Transpose | None:
-    """What makes the image upright, None where nothing has to be done."""
+    """The transposition that makes the image upright; None if it is upright."""
     method = _UPRIGHT.get(_orientation(image))
-    upright = image.size[::-1] if method in _QUARTER_TURNS else image.size
+    upright = image.size[::-1] if method in _ROTATIONS_BY_90 else image.size
     if size is None or upright == (size[1], size[0]):
         return method
     if image.size == (size[1], size[0]):
@@ -138,16 +139,16 @@ def _turn(
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    # a damaged EXIF block says nothing about the pixels
+    # a damaged EXIF block does not affect the pixels
     except Exception:
         return 1
 
 
 def _eight_bits(image: Image.Image, path: str | os.PathLike) -> Image.Image:
-    """Bring 16 bits a pixel to 8; other kinds of image are left to Pillow's conversion."""
+    """Convert 16 bits per channel to 8; other kinds of image are left to Pillow's conversion."""
     if image.mode == "F":
         raise UnreadableImage(
-            f"The image {path} holds floating-point values, whose range is unknown; save it with "
+            f"The image {path} has floating-point values, whose range is unknown; save it with "
             "8 or 16 bits."
         )
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -155,7 +156,7 @@ def _eight_bits(image: Image.Image, path: str | os.PathLike) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UnreadableImage(
-            f"The image {path} holds values beyond 16 bits; save it with 8 or 16 bits."
+            f"The image {path} has values beyond 16 bits; save it with 8 or 16 bits."
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""The batches of a training."""
+"""The data loader for training."""
 
 import logging
 from collections.abc import Iterable
@@ -18,10 +18,13 @@ logger = logging.getLogger(__name__)
 def build_train_loader(
     cfg: DictConfig, records: list[dict], seed: int, samples: int
 ) -> Iterable[list[dict]]:
-    """Batches after so many samples, the same whether or not the training was stopped there.
+    """Batches of training samples, the same whether or not the training was stopped.
 
-    The config's dataset, mapper and sampler are put into a :class:`SampleStream`; the rest of
-    ``dataloader.train`` is built as it stands.
+    The config's data set, mapper and sampler are wrapped in a :class:`SampleStream`; the rest of
+    ``dataloader.train`` is built unchanged.
+
+    Args:
+        samples: number of samples that have been used already and are skipped.
     """
     cfg = copy_config(cfg)
     node = cfg.dataloader.train
@@ -37,7 +40,7 @@ def build_train_loader(
     with seeded(seed):
         sampler = build(cfg, "dataloader.train.sampler") if node.get("sampler") else None
     sampler = sampler or TrainingSampler(len(records), seed=seed)
-    # of this worker; the number of all need not be a multiple of the number of workers
+    # samples of this process; the total need not be a multiple of the number of processes
     passed = -((comm.get_rank() - samples) // comm.get_world_size())
     node.dataset = SampleStream(
         node.dataset,

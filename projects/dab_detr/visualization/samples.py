@@ -1,4 +1,4 @@
-"""Training samples as pictures, just as the model gets them."""
+"""Draws training samples as the model gets them."""
 
 import os
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ from dab_detr.visualization.predictions import drawing_scale
 
 
 def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> list[Path]:
-    """Write the first images of a training, after augmentation, with their boxes and classes.
+    """Draw the first training images, after augmentation, with their boxes and classes.
 
     Args:
-        cfg: a whole config; a training with the same ``train.seed`` sees the same.
+        cfg: a whole config; a training with the same ``train.seed`` uses the same images.
         folder: made if missing.
         count: number of images.
 
     Returns:
-        The PNG files, in the order of the training.
+        The PNG files, in the order of training.
 
     Raises:
-        InputError: for data that do not fit.
+        InputError: if the data set is not valid.
     """
     check_datasets(cfg, ("train",))
     limit = cfg.train.max_unreadable_images
