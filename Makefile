@@ -11,18 +11,18 @@ DEMO := configs/shapes/dab_detr_shapes.py
 
 .PHONY: help setup demo test test-fast test-all lint environment clean
 
-help:  ## what there is
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv and install everything into it
 
-demo: $(READY)  ## draw the shapes, train on the CPU (10 minutes), evaluate, draw predictions
+demo: $(READY)  ## generate a data set, train on the CPU (10 minutes), evaluate, draw predictions
 	$(RUN) train_net.py --config-file $(DEMO) $(ARGS)
 
-test: $(READY)  ## run the tests but for the few that take minutes; ARGS="-k name" picks some
+test: $(READY)  ## run all tests except the long ones; ARGS="-k name" selects some
 	$(PYTEST) -m "not long" $(ARGS)
 
-test-fast: $(READY)  ## only those of model, checkpoints and configs, while one works on these
+test-fast: $(READY)  ## only tests of model, checkpoints and configs, for quick edit cycles
 	$(PYTEST) -m "not long" tests/modeling tests/checkpoint tests/test_config.py $(ARGS)
 
 test-all: $(READY)  ## run all tests, as CI does

@@ -23,7 +23,7 @@ from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.unused import freeze_unused
 from dab_detr.errors import InputError
-from dab_detr.files import write_whole
+from dab_detr.files import atomic_write
 from dab_detr.modeling import HungarianMatcher, Outputs, SetCriterion, Targets
 
 CONFIG = Path(__file__).parent / "assets" / "tiny_config.py"
@@ -135,7 +135,7 @@ def test_a_step_is_skipped_by_all_workers_or_by_none(both, tmp_path, dtype):
 
 def write_often(rank, path):
     for _ in range(200):
-        write_whole(path, lambda file: file.write(b"x" * 100_000))
+        atomic_write(path, lambda file: file.write(b"x" * 100_000))
 
 
 def test_several_processes_may_write_one_file(both, tmp_path):
@@ -254,10 +254,10 @@ def disagree(rank, what):
 @pytest.mark.parametrize(
     "what, words",
     [
-        ("weight", "Process 1 begins with another weight than process 0"),
+        ("weight", "Process 1 starts with another weight than process 0"),
         ("num_batches_tracked", "another num_batches_tracked"),
         ("unsaved", "another unsaved"),
-        ("step", "Process 0 begins at step 5, process 1 at step 6"),
+        ("step", "Process 0 starts at step 5, process 1 at step 6"),
     ],
 )
 def test_processes_that_begin_differently_are_refused(both, what, words):

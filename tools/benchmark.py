@@ -19,7 +19,7 @@ from benchmarking.interleaved import CandidateFailed
 from benchmarking.modes import MODES, SWEEPS, Disagreement
 from benchmarking.report import machine, profiles, table
 from dab_detr.errors import InputError
-from dab_detr.files import write_whole
+from dab_detr.files import atomic_write
 
 # options that a mode does not use
 UNUSED = {
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         report = {"arguments": vars(args), "machine": about, "rows": found}
         text = json.dumps(report, indent=2) + "\n"
-        write_whole(Path(args.json), lambda file: file.write(text.encode()))
+        atomic_write(Path(args.json), lambda file: file.write(text.encode()))
     return 0
 
 

@@ -14,7 +14,7 @@ from dab_detr.errors import InputError
 UNFINISHED = ".unfinished"
 
 
-def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Write or replace a file atomically: write a temporary file, sync it to disk, rename it.
 
     Args:

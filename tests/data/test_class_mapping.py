@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from dab_detr.config import get_config
-from dab_detr.data.datasets import use_own_data
+from dab_detr.data.datasets import register_custom_coco
 from dab_detr.data.validation import check_datasets
 from dab_detr.evaluation.evaluate import evaluate
 from dab_detr.modeling import DABDETR
@@ -107,7 +107,7 @@ def test_a_class_is_evaluated_as_what_the_file_calls_it(data, tmp_path, monkeypa
     cfg.train.output_dir = str(tmp_path / "out")
     (tmp_path / "out").mkdir()
     before = OmegaConf.to_container(cfg, resolve=False)
-    own = use_own_data(cfg, *data, set_classes=True)
+    own = register_custom_coco(cfg, *data, set_classes=True)
     assert OmegaConf.to_container(cfg, resolve=False) == before
     cfg = own
     check_datasets(cfg, ("train", "test"))

@@ -149,7 +149,7 @@ def unstopped(environment, tmp_path_factory):
 def assert_same_training(folder, expected):
     first, second = (torch.load(f / "model_final.pth") for f in (folder, expected))
     assert {"optimizer", "grad_scaler", "hooks"} <= first["trainer"].keys()
-    assert {"MovingAverage", "Evaluation", "History"} <= first["trainer"]["hooks"].keys()
+    assert {"EMAHook", "Evaluation", "MetricHistory"} <= first["trainer"]["hooks"].keys()
     assert_equal(first, second)
     records = [rows(f) for f in (folder, expected)]
     assert [x["iteration"] for x in records[0]] == list(range(13))
@@ -215,7 +215,7 @@ def test_two_processes_go_on_exactly_too(environment, tmp_path):
     for part in ("model", "trainer"):
         first, second = (x[part] for x in (whole, resumed))
         if part == "trainer":
-            first, second = ([x["optimizer"], x["hooks"]["MovingAverage"]] for x in (first, second))
+            first, second = ([x["optimizer"], x["hooks"]["EMAHook"]] for x in (first, second))
         assert_equal(first, second)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from dab_detr.config import get_config
 from dab_detr.engine import evaluation
-from dab_detr.engine.hooks import MovingAverage
+from dab_detr.engine.hooks import EMAHook
 from dab_detr.engine.trainer import Trainer
 from dab_detr.engine.training import train
 from dab_detr.engine.writers import CSVWriter
@@ -49,7 +49,7 @@ def test_the_average_follows_its_formula():
     model.register_buffer("count", torch.tensor(0))
     # as the statistics of a batch norm, which belong to the weights
     model.register_buffer("mean", torch.tensor(0.0))
-    hook = MovingAverage(model, decay=0.3)
+    hook = EMAHook(model, decay=0.3)
     expected = None
     for number, value in enumerate((1.0, 5.0, -3.0, 8.0, 2.0)):
         nn.init.constant_(model.weight, value)
@@ -60,7 +60,7 @@ def test_the_average_follows_its_formula():
         expected = value if expected is None else decay * expected + (1 - decay) * value
         assert hook.model.weight[0].tolist() == pytest.approx([expected] * 2, rel=1e-6)
         assert hook.model.mean.item() == pytest.approx(10 * expected, rel=1e-6)
-    other = MovingAverage(nn.Linear(2, 1, bias=False), decay=0.3)
+    other = EMAHook(nn.Linear(2, 1, bias=False), decay=0.3)
     other._average.module.register_buffer("count", torch.tensor(0))
     other._average.module.register_buffer("mean", torch.tensor(0.0))
     other.load_state_dict(hook.state_dict())
@@ -98,7 +98,7 @@ def test_the_average_is_what_is_evaluated_as_the_average(config, tmp_path):
     cfg.dataloader.evaluator = LazyCall(MeanScore)()
     results, _ = run(cfg)
     checkpoint = torch.load(tmp_path / "model_final.pth")
-    average = checkpoint["trainer"]["hooks"]["MovingAverage"]
+    average = checkpoint["trainer"]["hooks"]["EMAHook"]
     average = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
     expected = scores_of(cfg, checkpoint["model"]), scores_of(cfg, average)
     assert abs(expected[0] - expected[1]) > 0.01
@@ -296,6 +296,17 @@ def test_an_evaluation_alone_evaluates_the_average_too(in_process, load_tool, tm
     assert scores(again, "inference") == raw and scores(again, "inference_ema") == mean
     assert evaluate(average).keys() == {"bbox"}
     assert scores(again, "inference") == mean
+    # checkpoints of earlier versions have it under another name
+    checkpoint = torch.load(folder / "model_final.pth")
+    hooks = checkpoint["trainer"]["hooks"]
+    hooks["MovingAverage"] = hooks.pop("EMAHook")
+    torch.save(checkpoint, folder / "former.pth")
+    former = tmp_path / "former_average.pth"
+    assert convert([str(folder / "former.pth"), str(former), "--ema"]) == 0
+    first, second = (torch.load(file)["model"] for file in (former, average))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    assert evaluate(folder / "former.pth", "train.ema.enabled=True") == results
     # a file without one is evaluated as it is
     assert evaluate(average, "train.ema.enabled=True").keys() == {"bbox"}
     assert f"{average} has no EMA weights" in (again / "log.txt").read_text()

@@ -66,6 +66,8 @@ def test_blocks_of_other_backbones_are_known(name, batch):
 
 
 def test_norms_that_learn_statistics_are_refused(small_model):
-    with pytest.raises(ValueError, match=r"backbone.stem.conv1.norm, a batch norm that learns"):
+    with pytest.raises(
+        ValueError, match=r"backbone.stem.conv1.norm, a batch norm with running statistics"
+    ):
         checkpoint_activations(small_model(), backbone=True)
     assert any(isinstance(m, FrozenBatchNorm2d) for m in backbone().modules())

@@ -163,7 +163,9 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert in_process("--config-file", str(CONFIG), f"train.output_dir={tmp_path / 'out'}") == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
-    assert re.search(r"out has room for 0.0 MB, and a checkpoint takes at least \d\.\d MB", last)
+    assert re.search(
+        r"out has 0.0 MB of free disk space, but a checkpoint needs at least \d\.\d MB", last
+    )
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 

@@ -254,8 +254,9 @@ def test_another_batch_size_goes_on_with_the_images_that_are_left(run, tmp_path,
     assert [after[i] for i in range(8, 12)] == pytest.approx([before[i] for i in (8, 10, 12, 14)])
     (sentence,) = re.findall(r"was made with other settings: (.*)", caplog.text)
     assert sentence == (
-        "dataloader.train.total_batch_size 4 -> 8. 32 images are seen, 50.0 % of the training; 4 "
-        "steps of 8 images are left, and the learning rate goes on at 0.001, as before."
+        "dataloader.train.total_batch_size 4 -> 8. 32 images have been seen, 50.0 % of the "
+        "training; 4 steps of 8 images are left, and the learning rate continues at 0.001, as "
+        "before."
     )
 
 
@@ -281,9 +282,10 @@ def test_a_longer_training_goes_on_as_if_it_had_been_so_long(run, tmp_path, capl
     first, second = (logged(tmp_path / x, "lr") for x in ("whole", "longer"))
     assert {i: second[i] for i in (5, 6, 7)} == {i: first[i] for i in (5, 6, 7)}
     assert (
-        "train.max_iter 5 -> 8. 20 images are seen, 62.5 % of the training; 3 steps" in caplog.text
+        "train.max_iter 5 -> 8. 20 images have been seen, 62.5 % of the training; 3 steps"
+        in caplog.text
     )
-    assert "goes on at 0.001 instead of 0.0001." in caplog.text
+    assert "continues at 0.001 instead of 0.0001." in caplog.text
     # each iteration once, and each evaluation
     iterations = [x["iteration"] for x in rows(tmp_path / "longer")]
     assert iterations == sorted(set(iterations))
@@ -339,3 +341,20 @@ def test_the_training_of_another_program_is_refused(run, tmp_path):
         run(tmp_path, "train.max_iter=4", resume=True)
     # which is what it says
     run(tmp_path / "other", "train.max_iter=1", f"train.init_checkpoint={path}")
+
+
+def test_a_checkpoint_with_the_former_names_of_hooks_can_be_resumed(run, tmp_path):
+    settings = ["train.max_iter=4", "train.checkpointer.period=2", "train.ema.enabled=True"]
+    run(tmp_path, *settings)
+    final, path = tmp_path / "model_final.pth", tmp_path / "model_0000001.pth"
+    expected = torch.load(final)["trainer"]["hooks"]["EMAHook"]
+    checkpoint = torch.load(path)
+    hooks = checkpoint["trainer"]["hooks"]
+    for former, current in (("History", "MetricHistory"), ("MovingAverage", "EMAHook")):
+        hooks[former] = hooks.pop(current)
+    torch.save(checkpoint, path)
+    (tmp_path / "last_checkpoint").write_text(path.name)
+    run(tmp_path, *settings, resume=True)
+    resumed = torch.load(final)["trainer"]["hooks"]["EMAHook"]
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())

@@ -136,18 +136,18 @@ def unstopped(datasets_root, tmp_path_factory):
     return run.output
 
 
-def sentence(signum, how_to_go_on):
-    return f"train_net.py: Stopped by {signum.name}. {how_to_go_on}\n"
+def sentence(signum, how_to_continue):
+    return f"train_net.py: Stopped by {signum.name}. {how_to_continue}\n"
 
 
 def goes_on(run):
-    return f"The training is saved in {run.output}; the same command with --resume goes on."
+    return f"The training is saved in {run.output}; run the same command with --resume to continue."
 
 
-def assert_stopped(run, signum, how_to_go_on):
+def assert_stopped(run, signum, how_to_continue):
     codes, _, errors = run.end()
     assert codes == [128 + signum] * len(codes), errors
-    assert errors == [sentence(signum, how_to_go_on), *[""] * (len(codes) - 1)]
+    assert errors == [sentence(signum, how_to_continue), *[""] * (len(codes) - 1)]
 
 
 def test_a_training_goes_on_as_if_it_had_not_been_stopped(run, unstopped):
@@ -215,7 +215,7 @@ def test_an_evaluation_alone_ends(run, unstopped, moment, hit, size):
     run.start(moment, "--eval-only", weights, size=size)
     run.wait_for(moment.partition(":")[2])
     run.processes[hit].send_signal(TERM)
-    assert_stopped(run, TERM, "The same command evaluates anew.")
+    assert_stopped(run, TERM, "Run the same command to evaluate again.")
 
 
 def test_a_launcher_ends_as_its_processes_do(run):
@@ -232,8 +232,8 @@ def test_a_launcher_tells_of_a_process_that_was_killed(run):
     # the first process is ended with a signal on which it saves
     assert errors == sentence(TERM, goes_on(run)) + sentence(
         signal.SIGKILL,
-        "It came to process 1, without which the others cannot go on. A training goes on from its "
-        "last checkpoint with --resume.",
+        "It has ended process 1, without which the others cannot continue. --resume continues a "
+        "training from its last checkpoint.",
     )
     assert (run.output / "last_checkpoint").read_text() == "model_0000001.pth"
 

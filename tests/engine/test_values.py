@@ -25,15 +25,18 @@ SWITCH = "True or False is needed"
         ("dataloader.train=null", f"config's dataloader.train is None; {CALL}"),
         ("dataloader.train.dataset=tiny", f"dataloader.train.dataset is 'tiny'; {CALL}"),
         ("train.writers=[3]", "train.writers.0 is 3; a LazyCall is needed"),
-        ("train.writers=[{_target_: torch.nn.Identity}]", "train.writers.0 gives Identity; an Ev"),
-        ("train.output_dir=", "train.output_dir is empty; name a folder"),
+        (
+            "train.writers=[{_target_: torch.nn.Identity}]",
+            "train.writers.0 builds Identity; a LazyCall",
+        ),
+        ("train.output_dir=", "train.output_dir is empty; set it to a folder"),
         ("train.seed=abc", "train.seed is 'abc'; a whole number to 2147483647 is needed"),
         ("lr_multiplier.warmup_length=2", "warmup_length is 2; a finite number from 0 to 1"),
         ("dataloader.train.mapper.is_train=maybe", SWITCH),
         # declared so by the part that takes it
         ("+dataloader.evaluator.distributed=no", f"evaluator.distributed is 'no'; {SWITCH}"),
         ("dataloader.test.mapper.image_format=XYZ", "'XYZ'; RGB, BGR, L or another"),
-        ("dataloader.train.mapper.image_format=RGBA", "images of 4 channels, but .* has 3"),
+        ("dataloader.train.mapper.image_format=RGBA", "with 4 channels, but .* has 3"),
     ],
 )
 def test_values_of_another_kind_are_named(

@@ -190,7 +190,7 @@ def test_an_evaluation_without_precision_keeps_no_best_weights(config, tmp_path)
     [
         (L(MeanScore)(), "dataloader.evaluator cannot be built.*required"),
         ([L(MeanScore)(required=1), L(MeanScore)()], "evaluator cannot be built.*required"),
-        (L(torch.nn.Identity)(), "gives Identity, which is no evaluator"),
+        (L(torch.nn.Identity)(), "builds Identity, which is not an evaluator"),
         ("text", "dataloader.evaluator is text; an evaluator, a list"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -249,7 +249,7 @@ def test_a_reference_to_nothing_is_named(in_process, tmp_path, capsys):
     )
     assert in_process("--config-file", str(config), f"train.output_dir={tmp_path / 'out'}") == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
-    assert re.search("lost.py refers to nothing: .*'nowhere' not found", last)
+    assert re.search("lost.py has an invalid reference: .*'nowhere' not found", last)
 
 
 def test_training_data_alone_are_enough(own_data, in_process, tmp_path, capsys):
@@ -316,6 +316,6 @@ def test_the_hosts_evaluator_does_not_read_the_truth_of_an_earlier_run(config, t
 
 def test_a_folder_of_an_evaluator_is_needed_before_the_first_step(config, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="output_dir is .*file/inference, but nothing can be"):
+    with pytest.raises(InputError, match="output_dir is .*inference, but .*file is not writable"):
         run(config(f"dataloader.evaluator.output_dir={tmp_path / 'file' / 'inference'}"))
     assert not (tmp_path / "metrics.json").exists()

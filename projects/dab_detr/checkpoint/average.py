@@ -7,6 +7,9 @@ from torch import Tensor
 
 from dab_detr.errors import InputError
 
+# the hook's class name, now and in earlier versions
+_HOOKS = ("EMAHook", "MovingAverage")
+
 
 class NoAverage(InputError):
     """A file without EMA weights."""
@@ -21,10 +24,13 @@ def average_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Tensor]:
     Raises:
         NoAverage: if it has none.
     """
-    state: Any = checkpoint
-    # where Detectron2 keeps the state of a hook; torch's AveragedModel holds the model as "module"
-    for key in ("trainer", "hooks", "MovingAverage"):
-        state = state.get(key) if isinstance(state, Mapping) else None
+    hooks: Any = checkpoint
+    # Detectron2 saves the state of hooks there, by class name
+    for key in ("trainer", "hooks"):
+        hooks = hooks.get(key) if isinstance(hooks, Mapping) else None
+    found = [hooks[name] for name in _HOOKS if name in hooks] if isinstance(hooks, Mapping) else []
+    # torch's AveragedModel has the model as "module"
+    state = found[0] if found else None
     if not isinstance(state, Mapping):
         raise NoAverage(
             f"{path} has no EMA weights; model_<iteration>.pth and model_final.pth of a training "

@@ -21,7 +21,7 @@ from dab_detr.checkpoint.layouts import DAB_DETR, detect_layout
 from dab_detr.checkpoint.reading import DamagedCheckpoint, read_checkpoint
 from dab_detr.checkpoint.settings import settings_of_file, settings_of_model
 from dab_detr.errors import InputError, listed
-from dab_detr.files import UNFINISHED, write_whole
+from dab_detr.files import UNFINISHED, atomic_write
 
 # the best weights so far; a training cannot be resumed from them
 BEST_FILE = "model_best.pth"
@@ -88,7 +88,7 @@ class Checkpointer(DetectionCheckpointer):
         self.logger.info(f"Saving checkpoint to {os.path.join(self.save_dir, file_name)}")
         for left_behind in Path(self.save_dir).glob(f".model_*{UNFINISHED}"):
             left_behind.unlink()
-        write_whole(self._in_folder(file_name), lambda file: torch.save(content, file))
+        atomic_write(self._in_folder(file_name), lambda file: torch.save(content, file))
         self.tag_last_checkpoint(file_name)
         if number := _NUMBERED.fullmatch(file_name):
             self._written.add(int(number[1]))
@@ -114,7 +114,7 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Record which file :meth:`resume` tries first."""
         tag = last_filename_basename.encode()
-        write_whole(self._in_folder("last_checkpoint"), lambda file: file.write(tag))
+        atomic_write(self._in_folder("last_checkpoint"), lambda file: file.write(tag))
 
     def resume(self, paths: Sequence[str] | None = None) -> str:
         """Load the last checkpoint of the folder, or the newest earlier one that is not damaged.

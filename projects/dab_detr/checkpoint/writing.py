@@ -18,7 +18,7 @@ from dab_detr.checkpoint.conversion import from_dab_detr, require_settings
 from dab_detr.checkpoint.description import KEY
 from dab_detr.checkpoint.huggingface import HF, HF_TIMM
 from dab_detr.errors import InputError
-from dab_detr.files import write_whole
+from dab_detr.files import atomic_write
 
 
 def refuse_existing(path: str | os.PathLike, force: bool) -> None:
@@ -56,12 +56,12 @@ def write_state(
         if description is not None:
             metadata[KEY] = json.dumps(description)
         content = save({k: v.contiguous() for k, v in state.items()}, metadata)
-        write_whole(path, lambda file: file.write(content))
+        atomic_write(path, lambda file: file.write(content))
     else:
         content = {"model": dict(state)}
         if description is not None:
             content[KEY] = dict(description)
-        write_whole(path, lambda file: torch.save(content, file))
+        atomic_write(path, lambda file: torch.save(content, file))
 
 
 def write_hf(

@@ -32,12 +32,12 @@ def main(arguments: Sequence[str] | None = None, program: str = "visualize_data.
     if args.count < 1:
         parser.error("--count has to be at least 1.")
 
-    from dab_detr.engine.setup import add_own_data, config_of
+    from dab_detr.engine.setup import add_custom_data, setup_config
     from dab_detr.visualization.samples import draw_samples
 
     try:
-        cfg = config_of(args)
-        cfg = add_own_data(cfg, args)
+        cfg = setup_config(args)
+        cfg = add_custom_data(cfg, args)
         files = draw_samples(cfg, args.output, count=args.count)
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ OWN_TRAIN = "own_train"
 OWN_VAL = "own_val"
 
 
-def use_own_data(
+def register_custom_coco(
     cfg: DictConfig,
     train: tuple[str, str] | None,
     val: tuple[str, str] | None,

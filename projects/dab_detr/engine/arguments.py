@@ -1,4 +1,4 @@
-"""The command line of ``train_net.py``; imports nothing that takes time."""
+"""The command line of ``train_net.py``; imports nothing slow."""
 
 import argparse
 import sys
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 _EPILOG = """\
 Train:      %(prog)s --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
-Own data:   the same with --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json;
-            without --val-data nothing is evaluated
-Continue:   the same with --resume
-Evaluate:   the same with --eval-only train.init_checkpoint=FILE
+Custom data: add --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json;
+            (without --val-data nothing is evaluated)
+Continue:   add --resume
+Evaluate:   add --eval-only train.init_checkpoint=FILE
 Override:   any key of the config as key=value, e.g. train.max_iter=1000 train.epochs=12
-torchrun starts it as well. Ends with 0 when all went well, 1 for wrong files, keys or values, 2 for
-wrong usage, 128 + the signal's number after SIGTERM or Ctrl-C, on which it saves and stops.
+It can also be started with torchrun. Exit code: 0 if everything worked, 1 for wrong files, keys or
+values, 2 for wrong usage, 128 + the signal's number after SIGTERM or Ctrl-C (it saves and stops).
 """
 
 
 def argument_parser(program: str = "train_net.py") -> argparse.ArgumentParser:
-    """The options of ``train_net.py``: those of Detectron2's programs, and one's own data.
+    """The options of ``train_net.py``: those of Detectron2's programs, and custom data sets.
 
-    Detectron2's own parser has the same; to ask it would import all of Detectron2 and PyTorch.
+    Detectron2's own parser has the same options, but needs an import of Detectron2 and PyTorch.
     """
     parser = argparse.ArgumentParser(
         prog=program,
@@ -36,15 +36,15 @@ def argument_parser(program: str = "train_net.py") -> argparse.ArgumentParser:
     parser.add_argument(
         "--verbose", action="store_true", help="print everything that goes to log.txt"
     )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate, and train nothing")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
     parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
     parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
-    # Detectron2's default is one port for all trainings of a user
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
+    # Detectron2's default is the same port for all trainings of a user
     parser.add_argument(
         "--dist-url",
         metavar="tcp://HOST:PORT",
-        help="where several machines meet; on one machine a free port is found",
+        help="rendezvous of several machines; on one machine a free port is used",
     )
     data_arguments(parser)
     parser.add_argument(
@@ -54,7 +54,7 @@ def argument_parser(program: str = "train_net.py") -> argparse.ArgumentParser:
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--train-data`` and ``--val-data``, for which ``dab_detr.engine.setup`` looks."""
+    """Add ``--train-data`` and ``--val-data``; ``dab_detr.engine.setup`` handles them."""
     for option, use in (("--train-data", "train on"), ("--val-data", "evaluate on")):
         parser.add_argument(
             option,
@@ -72,14 +72,14 @@ def parse_arguments(
     """``parser.parse_args``, with options before, between and after the overrides.
 
     Args:
-        parser: takes the overrides as ``opts``, as that of :func:`argument_parser` does.
-        arguments, namespace: as of ``parse_args``.
+        parser: has the overrides as ``opts``, like that of :func:`argument_parser`.
+        arguments, namespace: as for ``parse_args``.
     """
     rest = [x for x in (sys.argv[1:] if arguments is None else arguments) if x != "--"]
     overrides: list[str] = []
     while True:
         args = parser.parse_args(rest, namespace)
-        # argparse takes all that follows the first override for further ones
+        # argparse treats everything after the first override as overrides
         options = [index for index, text in enumerate(args.opts) if text.startswith("-")]
         if not options:
             args.opts = overrides + args.opts
@@ -91,10 +91,10 @@ def parse_arguments(
 def checked_arguments(
     arguments: Sequence[str] | None, program: str = "train_net.py"
 ) -> argparse.Namespace:
-    """The arguments of ``train_net.py``; wrong usage ends the program with 2.
+    """The arguments of ``train_net.py``; wrong usage ends the program with exit code 2.
 
     Args:
-        program: under which name it runs, which becomes ``program`` of the result.
+        program: name of the program, for messages; stored as ``program`` in the result.
     """
     parser = argument_parser(program)
     args = parse_arguments(parser, arguments, argparse.Namespace(program=program))

@@ -1,4 +1,4 @@
-"""What a training makes of its config: optimizer, trainer, hooks, writers."""
+"""Builds the parts of a training from its config: optimizer, trainer, hooks, writers."""
 
 import logging
 from pathlib import Path
@@ -14,7 +14,7 @@ from dab_detr.checkpoint.checkpointer import Checkpointer
 from dab_detr.config import build, copy_config
 from dab_detr.engine.course import Course
 from dab_detr.engine.evaluation import Evaluation
-from dab_detr.engine.hooks import BackboneLearningRate, History, MovingAverage
+from dab_detr.engine.hooks import BackboneLearningRate, EMAHook, MetricHistory
 from dab_detr.engine.launching.interruption import Interruption
 from dab_detr.engine.launching.output_folder import METRICS_FILE
 from dab_detr.engine.nonfinite import NonFiniteSteps
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 def scale_learning_rate(cfg: DictConfig) -> DictConfig:
-    """The config with the learning rate that ``train.auto_scale_lr`` asks for.
+    """The config with the learning rate scaled by ``train.auto_scale_lr``.
 
-    Goyal et al. (arXiv 1706.02677): k times the batch, k times the learning rate.
+    Linear scaling (Goyal et al., arXiv 1706.02677): k times the batch, k times the rate.
     """
     scaling = cfg.train.auto_scale_lr
     batch_size = cfg.dataloader.train.total_batch_size
@@ -47,14 +47,14 @@ def scale_learning_rate(cfg: DictConfig) -> DictConfig:
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The config's optimizer of a model's parameters.
+    """The config's optimizer for the model's parameters.
 
     Args:
-        cfg: a whole config. model: not the wrapper of data parallelism, as the learning rates
-            belong to the names of its parameters.
+        cfg: a whole config. model: without DistributedDataParallel, as learning rates depend on
+            the names of parameters.
 
     Raises:
-        InputError: if the section does not work.
+        InputError: if the section cannot be built.
     """
     cfg = copy_config(cfg)
     cfg.optimizer.params.model = model
@@ -70,12 +70,12 @@ def build_trainer(
     seed: int,
     interruption: Interruption,
 ) -> Trainer:
-    """A trainer of the model, in parallel where there are several workers; without data yet.
+    """A trainer of the model, with DistributedDataParallel if needed; still without data.
 
     Args:
         cfg: a whole config.
-        model: on ``device``, with the weights to begin with: the first worker's are given to all.
-        optimizer, seed, interruption: as of :class:`Trainer`.
+        model: on ``device``, with its initial weights; those of process 0 are broadcast.
+        optimizer, seed, interruption: as for :class:`Trainer`.
     """
     if comm.get_world_size() > 1 and not cfg.train.ddp.find_unused_parameters:
         freeze_unused(model)
@@ -86,7 +86,7 @@ def build_trainer(
     )
     return Trainer(
         parallel,
-        # where they begin is known when a checkpoint has been loaded: reset_data_loader()
+        # set later by reset_data_loader(): the first sample depends on the loaded checkpoint
         [],
         optimizer,
         device=device,
@@ -107,24 +107,24 @@ def build_hooks(
     course: Course,
     checkpointer: Checkpointer,
     *,
-    average: MovingAverage | None,
+    average: EMAHook | None,
     evaluation: Evaluation | None,
 ) -> list[HookBase | None]:
-    """What happens before, after and between the steps, in this order; writers come after it.
+    """The hooks in their order; writers follow.
 
     Args:
         cfg: a whole config.
-        model: not the wrapper of data parallelism.
+        model: without DistributedDataParallel.
         average, evaluation: None leaves them out.
     """
     period = cfg.train.checkpointer.period or course.settings.epoch
     periodic = hooks.PeriodicCheckpointer(checkpointer, period)
     return [
-        History(),
-        # from the first step on: a resumed training has the rows of one that was not stopped
+        MetricHistory(),
+        # from the first step on, so that a resumed training has the same rows
         hooks.IterationTimer(warmup_iter=1),
         BackboneLearningRate(optimizer, model.backbone),
-        # given the bare schedule, the hook finds the place in it when the training starts
+        # with the plain schedule, the hook finds the position in it when the training starts
         hooks.LRScheduler(scheduler=course),
         average,
         periodic if comm.is_main_process() else None,
@@ -133,16 +133,16 @@ def build_hooks(
 
 
 def build_writers(cfg: DictConfig, course: Course, start_iter: int) -> list[HookBase]:
-    """The progress on a terminal, and what writes metrics every ``train.log_period`` steps.
+    """The progress bar, and writers of metrics every ``train.log_period`` steps.
 
-    Only the main worker has any.
+    Only process 0 has any.
 
     Args:
         cfg: a whole config.
-        start_iter: the first iteration that is to come.
+        start_iter: the first iteration of this run.
 
     Raises:
-        InputError: if one of ``train.writers`` cannot be built, or is none.
+        InputError: if one of ``train.writers`` cannot be built, or is not a writer.
     """
     if not comm.is_main_process():
         return []
@@ -162,7 +162,7 @@ def _configured_writers(cfg: DictConfig) -> list[EventWriter]:
     for index, writer in enumerate(built):
         if not isinstance(writer, EventWriter):
             raise InputError(
-                f"train.writers.{index} gives {type(writer).__name__}; an EventWriter of "
-                "Detectron2 is needed, as a LazyCall."
+                f"train.writers.{index} builds {type(writer).__name__}; a LazyCall of a Detectron2 "
+                "EventWriter is needed."
             )
     return built

@@ -1,4 +1,4 @@
-"""Checks on the config and the command line, before anything slow starts."""
+"""Checks the config and the command line before anything slow starts."""
 
 import argparse
 import inspect
@@ -26,7 +26,7 @@ _SECTIONS = (
 
 
 def device_of(cfg: DictConfig) -> torch.device:
-    """``train.device``, where ``auto`` is a GPU if there is one."""
+    """The device of ``train.device``; ``auto`` is a GPU if there is one."""
     name = cfg.train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,10 +40,10 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 def check(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Refuse what cannot work before processes are started and logs written.
+    """Refuse wrong settings before processes are started and logs are written.
 
     Args:
-        cfg: the whole config. args: what the command line says.
+        cfg: the whole config. args: the command line.
 
     Raises:
         InputError: naming the key, file or option.
@@ -55,7 +55,9 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"The config {args.config_file} refers to nothing: {reason}.") from error
+        raise InputError(
+            f"The config {args.config_file} has an invalid reference: {reason}."
+        ) from error
     _check_kinds(cfg)
     _check_switches(cfg)
     _check_image_formats(cfg)
@@ -63,8 +65,7 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
     device = device_of(cfg)
     if device.type == "cuda" and args.num_gpus > torch.cuda.device_count():
         raise InputError(
-            f"--num-gpus {args.num_gpus} asks for more GPUs than the {torch.cuda.device_count()} "
-            "of this machine."
+            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs."
         )
     if cfg.train.amp.enabled and cfg.train.amp.dtype not in AMP_DTYPES:
         raise InputError(
@@ -72,7 +73,7 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
         )
     if args.eval_only and not evaluated_sets(cfg):
         raise InputError(
-            "--eval-only needs data to evaluate on, and the config's dataloader has no test or no "
+            "--eval-only needs data to evaluate on, but the config's dataloader has no test or no "
             "evaluator."
         )
     if not args.eval_only:
@@ -89,10 +90,10 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 
 def check_sections(cfg: DictConfig) -> None:
-    """See that those sections which a config has are sections.
+    """Check that the sections of a config are sections.
 
     Raises:
-        InputError: naming the first that is not.
+        InputError: naming the first one that is not.
     """
     for key in _SECTIONS:
         parent, _, name = key.rpartition(".")
@@ -111,7 +112,7 @@ def check_sections(cfg: DictConfig) -> None:
 
 
 def _check_length(cfg: DictConfig, num_workers: int) -> None:
-    """The numbers that decide how long a training is have to fit together."""
+    """The settings of the length of a training have to be consistent."""
     batch_size = cfg.dataloader.train.total_batch_size
     accumulate = cfg.train.accumulate
     if batch_size % (num_workers * accumulate):
@@ -123,11 +124,13 @@ def _check_length(cfg: DictConfig, num_workers: int) -> None:
             "is needed."
         )
     if cfg.train.max_iter is None and cfg.train.epochs is None:
-        raise InputError("train.max_iter or train.epochs has to say how long to train.")
+        raise InputError(
+            "train.max_iter or train.epochs has to be set, the length of the training."
+        )
 
 
 def _check_kinds(cfg: DictConfig) -> None:
-    """The values of ``train`` are of the kind that those of configs/common/train.py are."""
+    """The values of ``train`` need the same types as those of configs/common/train.py."""
     defaults = get_config("common/train.py").train
 
     def visit(default: DictConfig, given: DictConfig, prefix: str) -> None:
@@ -137,7 +140,7 @@ def _check_kinds(cfg: DictConfig) -> None:
                 if not isinstance(value, DictConfig):
                     first = next(iter(standard))
                     raise InputError(
-                        f"{name} is {value!r}, but it has parts: e.g. {name}.{first}={value}."
+                        f"{name} is {value!r}, but it is a section: e.g. {name}.{first}={value}."
                     )
                 visit(standard, value, name)
             elif isinstance(standard, ListConfig):
@@ -151,13 +154,13 @@ def _check_kinds(cfg: DictConfig) -> None:
 
     visit(defaults, cfg.train, "train")
     if not cfg.train.output_dir:
-        raise InputError("train.output_dir is empty; name a folder.")
+        raise InputError("train.output_dir is empty; set it to a folder.")
     if os.path.isfile(cfg.train.output_dir):
         raise InputError(f"train.output_dir is {cfg.train.output_dir}, which is a file.")
 
 
 def _check_switches(cfg: DictConfig) -> None:
-    """What is declared as a bool by our own parts is one: other values would count as True."""
+    """Arguments that our parts declare as bool need one: other values would count as True."""
 
     def visit(node: object, key: str) -> None:
         if isinstance(node, list):
@@ -178,7 +181,7 @@ def _check_switches(cfg: DictConfig) -> None:
 
 
 def _check_image_formats(cfg: DictConfig) -> None:
-    """The mappers' images have the model's channels. A single one is taken for all of them."""
+    """The mappers' images need as many channels as the model, or one, which is repeated."""
     count = len(cfg.model.get("pixel_mean") or ())
     for part in ("train", "test"):
         key = f"dataloader.{part}.mapper.image_format"
@@ -193,6 +196,5 @@ def _check_image_formats(cfg: DictConfig) -> None:
             ) from error
         if count and channels not in (1, count):
             raise InputError(
-                f"{key} is {name!r}, images of {channels} channels, but model.pixel_mean has "
-                f"{count}."
+                f"{key} is {name!r}, with {channels} channels, but model.pixel_mean has {count}."
             )

@@ -1,7 +1,7 @@
-"""How long a training is and where in it a step lies, also when a resume has changed its settings.
+"""Length and progress of a training, also if it is resumed with other settings.
 
-Progress is counted in images seen. Steps are only ever counted upwards: those after a resume with
-other settings follow those before it, and it is their number that changes.
+Progress is counted in images seen. The numbering of steps continues after a resume with other
+settings; only the number of remaining steps changes.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from dab_detr.errors import InputError
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the length, the order of the data and the learning rates.
+    """Settings of the length, the data order and the learning rates.
 
     Args:
-        batch_size: images a step, over all workers.
-        max_iter: the length in steps; None: by epochs.
-        epochs: the length in passes over the data, where max_iter is None.
-        num_images: for training. images: a digest of their names.
+        batch_size: images per step, over all processes.
+        max_iter: the length in steps; None: in epochs.
+        epochs: the length in passes over the data, if max_iter is None.
+        num_images: number of training images. images: a digest of their names.
         multipliers: of the learning rate, at 0, 1, ... 100 % of the training.
     """
 
@@ -46,7 +46,7 @@ class Settings:
         epochs: float | None,
     ) -> "Settings":
         """Settings for records (Detectron2's dicts) and a schedule over 0..1."""
-        # without their folder: data that have moved are the same data
+        # without the folder: data that have been moved are the same data
         names = "\n".join(Path(str(record.get("file_name", ""))).name for record in records)
         return cls(
             batch_size=batch_size,
@@ -59,16 +59,16 @@ class Settings:
 
     @property
     def epoch(self) -> int:
-        """Steps in a pass over the data, at least 1."""
+        """Steps per pass over the data, at least 1."""
         return max(1, self.num_images // self.batch_size)
 
     @property
     def steps(self) -> int:
-        """Of a training that has these settings from its beginning."""
+        """Number of steps of a training that has these settings from the start."""
         return self.max_iter or max(1, round(self.epochs * self.epoch))
 
     def same_length(self, other: "Settings") -> bool:
-        """Whether the length is the same but for the batch size."""
+        """Whether the length is the same, apart from the batch size."""
         same_data = self.max_iter or self.num_images == other.num_images
         return bool(same_data) and (self.max_iter, self.epochs) == (other.max_iter, other.epochs)
 
@@ -92,15 +92,15 @@ class Settings:
 
 
 class Course(ParamScheduler):
-    """Of a training: steps, images and schedule. A checkpointable, and the schedule to train by.
+    """Steps, images and schedule of a training; a checkpointable and a parameter scheduler.
 
     Args:
-        settings: of the config.
+        settings: those of the config.
         schedule: of the learning rate, over 0..1.
 
     Attributes:
-        max_iter: the number of steps at the end.
-        former_max_iter: the same before the resume; None if nothing was resumed.
+        max_iter: total number of steps.
+        former_max_iter: the total before a resume; None if the training was not resumed.
     """
 
     def __init__(self, settings: Settings, schedule: ParamScheduler):
@@ -108,27 +108,27 @@ class Course(ParamScheduler):
         self.max_iter = settings.steps
         self.former_max_iter: int | None = None
         self._schedule = schedule
-        # where these settings took over: steps, images, share of the training
+        # where these settings took effect: steps, images, fraction of the training
         self._start = (0, 0, 0.0)
         self._saved: dict = {}
 
     def samples(self, step: int) -> int:
-        """The images seen after so many steps."""
+        """Number of images seen after ``step`` steps."""
         steps, samples, _ = self._start
         return samples + (step - steps) * self.settings.batch_size
 
     def share(self, step: int) -> float:
-        """What is done of the training after so many steps, in 0..1."""
+        """Fraction of the training that is done after ``step`` steps, in 0..1."""
         steps, _, share = self._start
         left = self.max_iter - steps
         return min(1.0, share + (1.0 - share) * ((step - steps) / left)) if left else 1.0
 
     def multiplier(self, step: int) -> float:
-        """Of the learning rate of the step that follows so many steps."""
+        """Multiplier of the learning rate for the step after ``step`` steps."""
         return self._schedule(self.share(step))
 
     def __call__(self, where: float) -> float:
-        """The multiplier for a share of the steps, as Detectron2's ``LRMultiplier`` asks."""
+        """The multiplier for a fraction of the steps, for Detectron2's ``LRMultiplier``."""
         return self.multiplier(round(where * self.max_iter))
 
     def state_dict(self) -> dict:
@@ -145,18 +145,18 @@ class Course(ParamScheduler):
     def go_on(self, step: int) -> list[str]:
         """Continue a training whose checkpoint has been loaded.
 
-        With another batch size the share that is done stays, and so does what is left: images
-        where the length is given in epochs, steps where it is given in steps. With another length
-        the images that were seen count towards it.
+        With another batch size, the fraction done is kept, and so is the remainder: in images if
+        the length is given in epochs, in steps if it is given in steps. With another length, the
+        images seen count towards it.
 
         Args:
-            step: how many were taken.
+            step: number of steps taken.
 
         Returns:
             What has changed, e.g. "train.max_iter 10 -> 20".
 
         Raises:
-            InputError: if the settings ask for less than is done.
+            InputError: if the new length is less than what is done.
         """
         before = Course(Settings(**self._saved["settings"]), self._schedule)
         before._start, before.max_iter = tuple(self._saved["start"]), self._saved["max_iter"]
@@ -186,8 +186,8 @@ class Course(ParamScheduler):
         key = "train.epochs" if new.max_iter is None else "train.max_iter"
         raise InputError(
             f"{key}={new.max_iter or new.epochs} asks for {new.steps} steps of {new.batch_size} "
-            f"images, but {step} steps with {done} images are done already: raise {key} to go on, "
-            "or evaluate what there is with --eval-only train.init_checkpoint=FILE."
+            f"images, but {step} steps with {done} images are already done: increase {key} to "
+            "continue, or evaluate with --eval-only train.init_checkpoint=FILE."
         )
 
 

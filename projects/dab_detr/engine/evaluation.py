@@ -1,4 +1,4 @@
-"""Evaluations during a training, the best weights, and pictures of predictions."""
+"""The hook for evaluations during a training; keeps the best weights and draws predictions."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from torch import nn
 from dab_detr.checkpoint.checkpointer import BEST_FILE, Checkpointer
 from dab_detr.checkpoint.writing import write_state
 from dab_detr.engine.course import Course
-from dab_detr.engine.hooks import MovingAverage, save_step
+from dab_detr.engine.hooks import EMAHook, save_step
 from dab_detr.engine.launching.interruption import Interruption, TrainingStopped
 from dab_detr.evaluation.evaluate import (
     RESULTS_FILE,
@@ -30,18 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation(EvalHook):
-    """Detectron2's hook, which also keeps the best weights and makes up for what a stop prevented.
+    """Detectron2's hook, which also keeps the best weights and runs evaluations missed by a stop.
 
-    The best are those with the highest AP, the mean of all data sets, of the raw and of the
-    averaged weights.
+    The best weights, raw or EMA, are those with the highest AP, the mean over all data sets.
 
     Args:
         cfg: a whole config.
-        model: not the wrapper of data parallelism.
-        course: of this training; its epochs are the period where the config has none.
-        checkpointer: saves when an evaluation after a step is ended by a signal.
-        average: whose weights are evaluated as well; None: there is none.
-        interruption: a signal ends an evaluation at once, on the main worker.
+        model: without DistributedDataParallel.
+        course: of this training; without a period in the config, it is an epoch.
+        checkpointer: saves if a signal interrupts an evaluation after a step.
+        average: the EMA, which is also evaluated; None: there is none.
+        interruption: a signal interrupts an evaluation immediately, on process 0.
 
     Attributes:
         results: of the last evaluation, see :func:`~dab_detr.evaluation.evaluate.evaluate`.
@@ -54,7 +53,7 @@ class Evaluation(EvalHook):
         course: Course,
         checkpointer: Checkpointer,
         *,
-        average: MovingAverage | None,
+        average: EMAHook | None,
         interruption: Interruption,
     ):
         super().__init__(cfg.train.eval_period or course.settings.epoch, self._evaluate)
@@ -69,13 +68,13 @@ class Evaluation(EvalHook):
         self._best = -math.inf
 
     def before_train(self) -> None:
-        """A checkpoint is written before the evaluation of its step; that may be still to do."""
+        """Run the evaluation of the last checkpoint's step if a stop has prevented it."""
         step = self.trainer.start_iter
         if step == 0 or step >= self.trainer.max_iter:
             return
         results = comm.all_gather(read_results(self._folder / RESULTS_FILE, step))[0]
         if results is None:
-            # a training that was to end here, and is longer now, ended with an evaluation
+            # the former end of a training that is longer now is also evaluated
             if step % self._period and step != self._course.former_max_iter:
                 return
             results = self._evaluate_at(step)
@@ -94,10 +93,10 @@ class Evaluation(EvalHook):
             raise
 
     def after_train(self) -> None:
-        """Evaluate what has been trained to its end.
+        """Evaluate a training that has reached its end.
 
-        ``EvalHook`` would also do so when the last step has failed, and an error of that
-        evaluation would take the place of the reason.
+        ``EvalHook`` would also evaluate if the last step has failed, and an error of that
+        evaluation would hide the reason.
         """
         if self.trainer.iter >= self.trainer.max_iter:
             super().after_train()
@@ -107,7 +106,7 @@ class Evaluation(EvalHook):
 
     def _evaluate_at(self, step: int) -> dict:
         averaged = self._average.model if self._average else None
-        with self._interruption.at_once():
+        with self._interruption.interruptible():
             self.results = evaluate(self._cfg, self._model, step=step, averaged=averaged)
             if self.results and step < self._course.max_iter:
                 logger.info(f"Evaluation after step {step}:\n{format_results(self.results)}")
@@ -132,7 +131,7 @@ class Evaluation(EvalHook):
         logger.info(f"The best AP so far, of {task}: its weights are in {path}.")
 
     def _show_predictions(self) -> None:
-        """Hand some pictures of validation images to the writers."""
+        """Draw predictions on validation images for the writers."""
         cfg = self._cfg
         pictures = cfg.train.pictures
         if not pictures.tensorboard:

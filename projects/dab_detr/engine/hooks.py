@@ -1,4 +1,4 @@
-"""What happens around the steps of a training: recent metrics, averages, the end."""
+"""Hooks of a training: metric history, learning rate, EMA, stop on a signal."""
 
 import torch
 from detectron2.engine import HookBase
@@ -10,14 +10,14 @@ from dab_detr.checkpoint import Checkpointer
 from dab_detr.engine.launching.interruption import TrainingStopped
 
 
-class History(HookBase):
-    """Hands the recent values of all metrics from a stopped training to the one that goes on.
+class MetricHistory(HookBase):
+    """Saves the recent values of all metrics in checkpoints and restores them on resume.
 
-    Writers show the latest value of each, or a median of the last ones where it is noisy; without
-    this the first of them after a resume would differ. Has to be the first hook.
+    Writers show the latest value of a metric, or a median of recent values if it is noisy; without
+    this hook the first rows after a resume would differ. It has to be the first hook.
 
     Args:
-        window: how many values of each metric are kept.
+        window: number of values to keep per metric.
     """
 
     def __init__(self, window: int = 20):
@@ -47,17 +47,17 @@ class History(HookBase):
 
 
 class BackboneLearningRate(HookBase):
-    """Logs the backbone's learning rate; ``LRScheduler``, which comes after it, logs the other.
+    """Logs the backbone's learning rate; ``LRScheduler``, which follows, logs the other rate.
 
     Args:
-        optimizer: some of whose groups may hold the backbone's parameters.
+        optimizer: some of its groups may have the backbone's parameters.
         backbone: the module.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, backbone: nn.Module):
         own = {id(parameter) for parameter in backbone.parameters()}
         self._optimizer = optimizer
-        # loading a state replaces the groups, their order stays
+        # loading a state replaces the groups, but keeps their order
         self._indices = [
             index
             for index, group in enumerate(optimizer.param_groups)
@@ -70,13 +70,13 @@ class BackboneLearningRate(HookBase):
             self.trainer.storage.put_scalar("lr_backbone", rate, smoothing_hint=False)
 
 
-class MovingAverage(HookBase):
+class EMAHook(HookBase):
     """An exponential moving average of the weights, updated after each step.
 
     Args:
-        model: not the wrapper of data parallelism.
-        decay: what is kept of the average at each update, in 0..1. Early in the training it is
-            lower, (1 + n) / (10 + n) at the n-th update, so that the start is soon forgotten.
+        model: the model without DistributedDataParallel.
+        decay: factor of the average at each update, in 0..1. Early in training it is lower,
+            (1 + n) / (10 + n) at the n-th update, so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -87,17 +87,17 @@ class MovingAverage(HookBase):
         self._average = AveragedModel(model, multi_avg_fn=self._mix, use_buffers=True)
 
     def before_train(self) -> None:
-        """Begin with the weights that have been loaded, unless an average was among them."""
+        """Start with the loaded weights, unless an average has been loaded."""
         if self._average.n_averaged == 0:
             self.model.load_state_dict(self._source.state_dict())
 
     @property
     def model(self) -> nn.Module:
-        """The model with the averaged weights."""
+        """The model with the EMA weights."""
         return self._average.module
 
     def _mix(self, averaged: list, current: list, updates: torch.Tensor | int) -> None:
-        # the argument may lie on a GPU, which would have to be waited for
+        # the argument ``updates`` may be on a GPU, and reading it would wait for the device
         number = int(self._average.n_averaged)
         decay = min(self._decay, (1 + number) / (10 + number))
         get_ema_multi_avg_fn(decay)(averaged, current, updates)
@@ -113,10 +113,10 @@ class MovingAverage(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Saves and ends the training after the step during which a signal came. The last hook.
+    """Saves and stops the training after the step in which a signal was received; the last hook.
 
     Args:
-        checkpointer: saves on the main worker.
+        checkpointer: saves on process 0.
     """
 
     def __init__(self, checkpointer: Checkpointer):
@@ -131,6 +131,6 @@ class StopOnSignal(HookBase):
 
 
 def save_step(checkpointer: Checkpointer, iteration: int) -> None:
-    """Write a checkpoint of the step that has just been taken, on the main worker."""
+    """Write a checkpoint of the step that has just been taken, on process 0."""
     if comm.is_main_process():
         checkpointer.save(f"model_{iteration:07d}", iteration=iteration)

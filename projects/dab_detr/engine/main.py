@@ -1,4 +1,4 @@
-"""The program behind ``train_net.py``: arguments and checks first, then training or evaluation."""
+"""The program ``train_net.py``: arguments, checks, then training or evaluation."""
 
 import argparse
 import errno
@@ -26,13 +26,13 @@ from dab_detr.engine.launching import logs
 from dab_detr.engine.launching.interruption import Interruption, TrainingStopped
 from dab_detr.engine.launching.output_folder import OutputFolder
 from dab_detr.engine.launching.processes import (
+    init_distributed,
     is_first_process,
-    joined_workers,
     launched_processes,
     require_equal_weights,
     signals_for_children,
 )
-from dab_detr.engine.setup import add_own_data, config_of
+from dab_detr.engine.setup import add_custom_data, setup_config
 from dab_detr.engine.training import train
 from dab_detr.errors import InputError
 from dab_detr.evaluation.evaluate import RESULTS_FILE, evaluate, format_results
@@ -64,34 +64,34 @@ def main(
     """Run the command line; returns the exit code.
 
     Args:
-        program: begins its messages.
-        exit_now: ends this process with an exit code if it is one of several that were started from
-            outside, another has stopped, and it cannot return as it waits for that one.
+        program: name of the program, for messages.
+        exit_now: ends this process with an exit code if torchrun or a cluster has started several
+            processes, another one has stopped, and this one cannot return as it waits for it.
     """
     args = checked_arguments(arguments, program)
-    # a log that cannot be written, on a full disk, is no reason for a traceback a line
+    # if the log cannot be written, e.g. on a full disk, do not print a traceback for every line
     logging.raiseExceptions = False
     try:
-        # what follows opens the file itself, also from another process
+        # other processes open the file, too
         args.config_file = config_file(args.config_file)
-        cfg = config_of(args)
+        cfg = setup_config(args)
         launched = launched_processes(args)
         folder = OmegaConf.select(cfg, "train.output_dir")
         if is_first_process(args) and isinstance(folder, str):
             OutputFolder(folder).require_free()
-        cfg = add_own_data(cfg, args)
+        cfg = add_custom_data(cfg, args)
         check(cfg, args)
         if launched > 1 or args.num_gpus * args.num_machines == 1:
-            with joined_workers(device_of(cfg)):
+            with init_distributed(device_of(cfg)):
                 return _run_worker(args, cfg, exit_now)
     except InputError as error:
         return _fail(args, error)
     except KeyboardInterrupt:
         return _stopped(args, signal.SIGINT)
     if device_of(cfg).type == "cpu":
-        # launch() takes any GPU that it sees for one to use
+        # launch() would use any GPU that it sees
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # it says which processes it ends after one has ended
+    # it logs which processes it ends after one has ended
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with signals_for_children():
         try:
@@ -105,14 +105,14 @@ def main(
             )
         except torch.multiprocessing.ProcessExitedException as error:
             if error.exit_code < 0:
-                # a signal that the worker did not catch
+                # a signal that the process has not handled
                 return _stopped(
                     args,
                     -error.exit_code,
-                    f" It came to process {error.error_index}, without which the others cannot go "
-                    "on. A training goes on from its last checkpoint with --resume.",
+                    f" It has ended process {error.error_index}, without which the others cannot "
+                    "continue. --resume continues a training from its last checkpoint.",
                 )
-            # the worker has said why
+            # the process has printed the reason
             return error.exit_code
     return 0
 
@@ -122,20 +122,20 @@ def _fail(args: argparse.Namespace, error: Exception) -> int:
     return 1
 
 
-def _stopped(args: argparse.Namespace, signum: int, how_to_go_on: str = "") -> int:
+def _stopped(args: argparse.Namespace, signum: int, how_to_continue: str = "") -> int:
     name = signal.Signals(signum).name
-    print(f"{args.program}: Stopped by {name}.{how_to_go_on}", file=sys.stderr)
+    print(f"{args.program}: Stopped by {name}.{how_to_continue}", file=sys.stderr)
     return 128 + signum
 
 
 def _run_process(args: argparse.Namespace) -> None:
-    """One of several processes: it loads the config itself, with the data sets it registers."""
+    """One of several processes; it loads the config itself, which registers data sets."""
     try:
-        cfg = config_of(args)
-        cfg = add_own_data(cfg, args)
+        cfg = setup_config(args)
+        cfg = add_custom_data(cfg, args)
         code = _run_worker(args, cfg)
     except KeyboardInterrupt:
-        # PyTorch would end the process as if all were well
+        # PyTorch would end the process with exit code 0
         code = 128 + signal.SIGINT
         if comm.is_main_process():
             _stopped(args, signal.SIGINT)
@@ -151,15 +151,15 @@ def _run_worker(
         try:
             code = _run_to_its_end(args, cfg, interruption)
         except TrainingStopped as stop:
-            code = interruption.leave(128 + stop.signum)
+            code = interruption.leave(128 + stop.stop_signal)
             if comm.is_main_process():
                 _stopped(
                     args,
                     code - 128,
-                    " The same command evaluates anew."
+                    " Run the same command to evaluate again."
                     if args.eval_only
-                    else f" The training is saved in {cfg.train.output_dir}; the same command with "
-                    "--resume goes on.",
+                    else f" The training is saved in {cfg.train.output_dir}; run the same command "
+                    "with --resume to continue.",
                 )
             return code
         return interruption.leave(code)
@@ -173,7 +173,7 @@ def _run_to_its_end(args: argparse.Namespace, cfg: DictConfig, interruption: Int
     except (InputError, FloatingPointError) as error:
         return _fail(args, error)
     except OSError as error:
-        # of a file that is appended to, such as metrics.json
+        # from a file that is appended to, such as metrics.json
         if error.errno not in _CANNOT_WRITE:
             raise
         return _fail(args, cannot_be_written(error.filename or cfg.train.output_dir, error))
@@ -193,14 +193,14 @@ def _run(
             logger.info("No GPU was found: running on the CPU.")
     model = build(cfg, "model").to(device)
     if args.eval_only:
-        with interruption.at_once():
+        with interruption.interruptible():
             results = _evaluate(cfg, model)
     else:
         results = train(
             cfg, model, device, resume=args.resume, interruption=interruption, output=output
         )
     if comm.is_main_process():
-        with interruption.at_once():
+        with interruption.interruptible():
             _report(cfg, model, results)
 
 
@@ -214,7 +214,7 @@ def _evaluate(cfg: DictConfig, model: nn.Module) -> dict:
 
 
 def _has_no_sentence(record: logging.LogRecord) -> bool:
-    """Keeps Detectron2 from logging the traceback of an error that is told in a sentence."""
+    """A filter for Detectron2's traceback of an error whose message is printed anyway."""
     kind = record.exc_info[0] if record.exc_info else None
     if kind is None or issubclass(kind, InputError | FloatingPointError):
         return kind is None
@@ -222,7 +222,7 @@ def _has_no_sentence(record: logging.LogRecord) -> bool:
 
 
 def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
-    """Pictures, the table, and where everything lies."""
+    """Draw pictures; print the results and the files."""
     folder = Path(cfg.train.output_dir)
     draw_curves(folder / "metrics.json", folder / "training_curve.png")
     pictures = cfg.train.pictures
@@ -242,9 +242,9 @@ def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
         (BEST_FILE, "the weights with the best AP"),
         (RESULTS_FILE, "these results"),
         ("metrics.json", "losses, learning rates and evaluations by step"),
-        ("training_curve.png", "the same as a picture"),
-        ("predictions", "pictures: predictions beside the ground truth"),
-        ("log.txt", "everything that was logged"),
+        ("training_curve.png", "their curves"),
+        ("predictions", "pictures of predictions beside the ground truth"),
+        ("log.txt", "the whole log"),
     ):
         if (folder / name).exists():
             print(f"  {name:20} {what}")

@@ -1,4 +1,4 @@
-"""What the steps measure, as means from one log to the next."""
+"""Means of metrics over the steps between two log lines."""
 
 import torch
 from detectron2.utils import comm
@@ -6,18 +6,18 @@ from torch import Tensor
 
 
 class StepMeans:
-    """Means over the steps since they were last read, and over all workers.
+    """Means over the steps since the last :meth:`read`, and over all processes.
 
-    The sums stay on the device, so that adding waits for nothing. What is not finite, such as the
-    norm of a gradient that has overflowed float16, does not count.
+    The sums are kept on the device, so that :meth:`add` does not wait for it. Values that are not
+    finite, such as the norm of a gradient that has overflowed float16, are left out.
     """
 
     def __init__(self):
-        # sums and counts, (2, names), by the names that were added together
+        # sums and counts, (2, number of names), by the names that were added together
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Take a step into account; on all workers, with the same names.
+        """Add the values of a step; on all processes, with the same names.
 
         Args:
             values: scalars on one device.
@@ -26,7 +26,7 @@ class StepMeans:
         is_finite = measured.isfinite()
         sums = torch.stack((measured.where(is_finite, 0.0), is_finite.float()))
         if comm.get_world_size() > 1:
-            # now rather than at the log: any worker can then save the sums of all
+            # now rather than when logging, so that any process can save the sums of all
             torch.distributed.all_reduce(sums)
         names = tuple(values)
         if names in self._sums:
@@ -34,7 +34,7 @@ class StepMeans:
         self._sums[names] = sums
 
     def read(self) -> dict[str, float]:
-        """The means by name; those without a finite value are left out. Begins again."""
+        """The means by name, without names that have no finite value. Resets the sums."""
         totals: dict[str, tuple[float, float]] = {}
         for names, sums in self._sums.items():
             for name, total, count in zip(names, *sums.tolist()):

@@ -1,4 +1,4 @@
-"""Less memory for more time: activations that are computed again in the backward pass."""
+"""Activation checkpointing: less memory for more time."""
 
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling import MViT, SwinTransformer, ViT
@@ -15,15 +15,15 @@ from dab_detr.modeling.meta_arch import DABDETR
 def checkpoint_activations(
     model: DABDETR, *, backbone: bool = False, encoder: bool = False, decoder: bool = False
 ) -> None:
-    """Keep only the inputs of these parts' layers in training; results and gradients stay the same.
+    """Store only the inputs of these parts' layers in training; results do not change.
 
-    State dicts keep their names. A backbone is taken block by block where its blocks are known
-    (ResNet, RegNet and others of Detectron2's ``CNNBlockBase``, Swin, ViT, MViT), else as a whole,
-    which saves less.
+    State dicts keep their names. A backbone is checkpointed block by block if its blocks are known
+    (ResNet, RegNet and others with Detectron2's ``CNNBlockBase``, Swin, ViT, MViT), else as a
+    whole, which saves less.
 
     Raises:
-        ValueError: for a backbone with batch norms that learn statistics in training: they would
-            see each batch twice.
+        ValueError: for a backbone with batch norms that update running statistics: they would see
+            each batch twice.
     """
     if backbone:
         _refuse_running_statistics(model.backbone)
@@ -43,7 +43,7 @@ def _blocks(backbone: nn.Module) -> set[nn.Module]:
         if isinstance(module, (ViT, MViT)):
             return set(module.blocks)
         if isinstance(module, SwinTransformer):
-            # its blocks are told their size by attributes, so the stages are taken
+            # its blocks get their size through attributes, so whole stages are checkpointed
             return set(module.layers)
     blocks = {module for module in backbone.modules() if isinstance(module, CNNBlockBase)}
     return blocks or {backbone}
@@ -53,7 +53,7 @@ def _refuse_running_statistics(backbone: nn.Module) -> None:
     for name, module in backbone.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             raise ValueError(
-                f"train.activation_checkpointing.backbone does not go with backbone.{name}, a "
-                "batch norm that learns its statistics: freeze it (norm='FrozenBN') or leave this "
-                "off."
+                f"train.activation_checkpointing.backbone cannot be used with backbone.{name}, a "
+                "batch norm with running statistics: freeze it (norm='FrozenBN'), or do not use "
+                "this setting."
             )

@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is NaN or infinite."""
+"""Handles steps whose loss or gradient is NaN or infinite."""
 
 import logging
 import os
@@ -9,18 +9,18 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from dab_detr.errors import listed
-from dab_detr.files import write_whole
+from dab_detr.files import atomic_write
 
 
 class NonFiniteSteps:
-    """Counts the steps that cannot be taken, saves what led to them, stops when there are too many.
+    """Counts non-finite steps, saves their batches, and stops if there are too many.
 
     Args:
-        folder: where ``nonfinite_step_<step>_worker_<rank>.pth`` goes; None: nothing is saved.
-        limit: so many steps of the training are skipped.
+        folder: for ``nonfinite_step_<step>_worker_<rank>.pth``; None: nothing is saved.
+        limit: number of steps of the training that may be skipped.
 
     Attributes:
-        count: of the steps so far.
+        count: number of such steps so far.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None, limit: int = 0):
@@ -35,8 +35,8 @@ class NonFiniteSteps:
 
         Args:
             step: from 1.
-            losses: of this worker, by name. norm: of the gradient of all workers.
-            batches: the micro-batches of this worker.
+            losses: of this process, by name. norm: of the gradient over all processes.
+            batches: the micro-batches of this process.
 
         Raises:
             FloatingPointError: if more steps than the limit were not finite.
@@ -57,7 +57,7 @@ class NonFiniteSteps:
         if self.count > self.limit:
             raise FloatingPointError(
                 f"{message} Lower the learning rate, clip the gradient (train.clip_grad.max_norm), "
-                "leave float16 for bfloat16, or look at the batch; train.max_nonfinite_steps="
+                "use bfloat16 instead of float16, or check the batch; train.max_nonfinite_steps="
                 f"{self.count} would skip it."
             )
         logging.getLogger(__name__).warning(
@@ -66,7 +66,7 @@ class NonFiniteSteps:
 
     @staticmethod
     def _save(path: Path, losses: dict[str, float], norm: float, batches: list[list[dict]]) -> None:
-        """Plain tensors and numbers, so that ``torch.load`` reads them safely."""
+        """Save plain tensors and numbers, which ``torch.load`` can read safely."""
         content = {
             "losses": losses,
             "grad_norm": norm,
@@ -83,4 +83,4 @@ class NonFiniteSteps:
                 for batch in batches
             ],
         }
-        write_whole(path, lambda file: torch.save(content, file))
+        atomic_write(path, lambda file: torch.save(content, file))

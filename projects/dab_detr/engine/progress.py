@@ -1,4 +1,4 @@
-"""The line that tells how a training goes."""
+"""The progress bar and the log line of a training."""
 
 import datetime
 import logging
@@ -12,12 +12,12 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from dab_detr.console import DETAIL, bar
 
-# how many steps tell how long the next ones will take
+# number of steps over which the remaining time is estimated
 _WINDOW = 20
 
 
 class ProgressBar(HookBase):
-    """On a terminal a line that shows the step, what :class:`ProgressPrinter` says, and the ETA."""
+    """On a terminal, a live line: the step, the text of :class:`ProgressPrinter`, the ETA."""
 
     def __init__(self):
         self._bar = bar(disable=True)
@@ -44,15 +44,15 @@ class ProgressBar(HookBase):
 
 
 class ProgressPrinter(EventWriter):
-    """Logs step, loss, AP so far, speed, waiting for data, memory and the time left.
+    """Logs step, loss, AP so far, speed, waiting for data, memory and the remaining time.
 
     Loss, speed and waiting are means over the steps since the last line.
 
     Args:
-        max_iter: number of steps of the whole training.
-        batch_size: images per step, over all workers.
-        start_iter: the first iteration that is to come.
-        bar: shows the most important of it; then the line goes to log.txt alone.
+        max_iter: total number of steps of the training.
+        batch_size: images per step, over all processes.
+        start_iter: the first iteration of this run.
+        bar: shows the essentials; the line then only goes to log.txt.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ProgressPrinter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         latest = storage.latest()
-        # also called at the end, when there is nothing new
+        # also called at the end, without a new step
         if latest.get("total_loss", (0.0, -1))[1] != storage.iter or storage.iter == self._last:
             return
         step = storage.iter + 1
@@ -84,7 +84,7 @@ class ProgressPrinter(EventWriter):
         if terms:
             parts[-1] += f" (last layer: {', '.join(terms)})"
         precision = {
-            # "bbox/AP", or of several data sets "bbox/NAME/AP"
+            # "bbox/AP", or with several data sets "bbox/NAME/AP"
             name.removeprefix("bbox").removesuffix("AP").strip("/"): value
             for name, (value, _) in latest.items()
             if name.startswith("bbox/") and name.endswith("/AP")
@@ -114,7 +114,7 @@ class ProgressPrinter(EventWriter):
 
 
 def _most_memory() -> int:
-    """Bytes: the most that tensors have taken on the GPU, or this process on the CPU."""
+    """Peak bytes of tensors on the GPU, or of this process on the CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

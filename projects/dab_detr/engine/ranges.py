@@ -1,4 +1,4 @@
-"""The range of every number in a config, in one table."""
+"""The ranges of all numbers in a config, in one table."""
 
 import math
 import re
@@ -13,7 +13,7 @@ class Range(NamedTuple):
     """Finite numbers from ``low`` to ``high``.
 
     Attributes:
-        whole: no fractions. open_low, open_high: the bound itself is outside. optional: or null.
+        whole: integers only. open_low, open_high: without the bound itself. optional: or null.
     """
 
     low: float = -math.inf
@@ -49,11 +49,11 @@ _NOT_NEGATIVE = Range(0)
 _SHARE = Range(0, 1)
 _LESS_THAN_ALL = Range(0, 1, open_high=True)
 
-# Regular expressions for whole keys without the places in lists; the first that fits counts.
+# Regular expressions for full keys without list indices; the first match is used.
 _RANGES = {
     r"model\.(num_classes|num_select)": _COUNT,
     r"model\.transformer\.queries\.num_patterns": _COUNT_OR_NONE,
-    # arguments of any query formulation as well, by what they are called here
+    # also arguments of any query formulation with these names
     r"model\.transformer\.(\w+\.)?(num_\w+|d_model|ffn_dim)": _COUNT,
     r"model\.transformer\.(\w+\.)?dropout": _LESS_THAN_ALL,
     r"model\.transformer\.(\w+\.)?(key_)?temperature": _POSITIVE,
@@ -63,7 +63,7 @@ _RANGES = {
     r"model\.criterion\.(matcher\.)?(class|bbox|giou)_weight": _NOT_NEGATIVE,
     r"model\.criterion\.(matcher\.)?focal_alpha": _SHARE,
     r"model\.criterion\.(matcher\.)?focal_gamma": _NOT_NEGATIVE,
-    # arguments of any backbone, by what they are called in Detectron2 and timm
+    # arguments of any backbone, by their usual names in Detectron2 and timm
     r"model\.backbone\..*drop(out|_path|_path_rate|_rate)?": _LESS_THAN_ALL,
     r"model\.backbone\..*(freeze_at|window_size|frozen_stages)": _COUNT_OR_NONE,
     r"model\.backbone\..*(channels|dim|depths?|num_blocks|num_heads|num_groups|width|size)": (
@@ -74,7 +74,7 @@ _RANGES = {
     r"train\.(accumulate|log_period)": _COUNT,
     r"train\.(max_iter|eval_period|checkpointer\.(period|max_to_keep))": _OPTIONAL_COUNT,
     r"train\.epochs": Range(0, open_low=True, optional=True),
-    # that of NumPy's generators, with room for the number of a process
+    # the range of NumPy's seeds, minus room for the rank
     r"train\.seed": Range(high=2**31 - 1, whole=True),
     r"train\.auto_scale_lr\.base_batch_size": _COUNT,
     r"train\.clip_grad\.max_norm": _NOT_NEGATIVE,
@@ -90,7 +90,7 @@ _RANGES = {
     r"dataloader\.train\.total_batch_size": _COUNT,
     r"dataloader\.test\.batch_size": _COUNT,
     r"dataloader\..*prob": _SHARE,
-    # of the whole training
+    # a fraction of the whole training
     r"lr_multiplier\..*warmup_length": _SHARE,
     r"lr_multiplier\..*(warmup_factor|values)": _NOT_NEGATIVE,
     r"lr_multiplier\..*milestones": _NOT_NEGATIVE,
@@ -98,13 +98,13 @@ _RANGES = {
 
 
 def range_of(key: str) -> Range | None:
-    """The range of a key, e.g. ``model.pixel_std.0``; None where there is no rule."""
+    """The range of a key, e.g. ``model.pixel_std.0``; None if there is no rule."""
     name = re.sub(r"\.\d+(?=\.|$)", "", key)
     return next((x for pattern, x in _RANGES.items() if re.fullmatch(pattern, name)), None)
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """See that every number of a config can be used, and that those fit that belong together.
+    """Check the ranges of all numbers in a config, and that related numbers are consistent.
 
     Raises:
         InputError: naming the key and its range.
@@ -113,7 +113,7 @@ def check_ranges(cfg: DictConfig) -> None:
         for key, value in leaves(cfg, section):
             expected = range_of(key)
             if expected is None:
-                # an argument that is not known here can still be no number at all
+                # an argument without a rule can still be NaN
                 wrong = isinstance(value, float) and math.isnan(value)
             else:
                 wrong = not expected.has(value)
@@ -123,9 +123,9 @@ def check_ranges(cfg: DictConfig) -> None:
 
 
 def leaves(cfg: DictConfig, section: str) -> list[tuple[str, object]]:
-    """All values of a section with their keys; those of lists end in the place in the list.
+    """All values of a section with their full keys; keys of list entries end with the index.
 
-    References to other keys are left out: what they refer to is looked at in its own place.
+    References to other keys are left out, as their targets are checked themselves.
     """
     found: list[tuple[str, object]] = []
 
@@ -161,12 +161,12 @@ def _check_model(cfg: DictConfig) -> None:
     for name, value in (("pixel_mean", mean), ("pixel_std", std)):
         if not OmegaConf.is_list(value) or not value:
             raise InputError(
-                f"model.{name} is {value!r}; a list of one number a channel is needed."
+                f"model.{name} is {value!r}; a list with one number per channel is needed."
             )
     if len(mean) != len(std):
         raise InputError(
             f"model.pixel_mean has {len(mean)} channels, model.pixel_std {len(std)}; both need one "
-            "number a channel."
+            "number per channel."
         )
     for stem in ("backbone.stem", "backbone.bottom_up.stem"):
         channels = OmegaConf.select(model, f"{stem}.in_channels")

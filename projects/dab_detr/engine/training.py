@@ -1,4 +1,4 @@
-"""A whole training: everything that a config describes, put together on Detectron2's hooks."""
+"""Assembles a training from a config, with Detectron2's hooks."""
 
 import logging
 
@@ -27,7 +27,7 @@ from dab_detr.engine.building import (
 )
 from dab_detr.engine.course import Course, build_course
 from dab_detr.engine.evaluation import Evaluation
-from dab_detr.engine.hooks import MovingAverage, StopOnSignal
+from dab_detr.engine.hooks import EMAHook, StopOnSignal
 from dab_detr.engine.launching.interruption import Interruption
 from dab_detr.engine.launching.output_folder import OutputFolder
 from dab_detr.engine.launching.processes import require_equal_weights
@@ -48,21 +48,20 @@ def train(
     interruption: Interruption | None = None,
     output: OutputFolder | None = None,
 ) -> dict:
-    """Train and evaluate as the config says.
+    """Train and evaluate with a config.
 
     Args:
         cfg: a whole config, see ``configs/common/train.py`` for its ``train`` section.
         model: on ``device``.
-        resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
-        interruption: its signals end the training after a checkpoint.
-        output: ``train.output_dir`` as it was before this run wrote its config and log there.
+        resume: continue from the last checkpoint in ``train.output_dir``, if there is one.
+        interruption: its signals stop the training after a checkpoint.
+        output: ``train.output_dir`` as it was before this run wrote its config and log.
 
     Returns:
-        What the evaluation after the last step gives, see :func:`evaluate`; nothing without data
-        to evaluate on.
+        Results of the last evaluation, see :func:`evaluate`; empty without test data.
 
     Raises:
-        InputError: for values and data that do not fit.
+        InputError: for wrong values and data.
         FloatingPointError: if losses or gradients are not finite, see :class:`NonFiniteSteps`.
         TrainingStopped: after a signal.
     """
@@ -85,7 +84,7 @@ def train(
     output.require_room(sum(x.numel() * x.element_size() for x in model.state_dict().values()))
     found = find_checkpoints(checkpointer) if resume else []
     if not found:
-        # before DDP hands the first process's weights to all: each may draw a class head of its own
+        # before DDP broadcasts the weights of process 0: each process may draw another class head
         checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
 
     trainer = build_trainer(
@@ -96,7 +95,7 @@ def train(
         evaluation = Evaluation(
             cfg, model, course, checkpointer, average=average, interruption=interruption
         )
-    # before loading, so that a checkpoint finds the hooks whose state it has
+    # before loading a checkpoint, which has the state of hooks
     trainer.register_hooks(
         build_hooks(
             cfg, model, optimizer, course, checkpointer, average=average, evaluation=evaluation
@@ -105,7 +104,7 @@ def train(
     checkpointer.add_checkpointable("trainer", trainer)
     checkpointer.add_checkpointable("course", course)
     start_iter = resume_training(checkpointer, found, trainer, course) if found else 0
-    # all have read what they begin with, and it may be one of the files that go
+    # the files are moved only after all processes have read their initial weights
     require_equal_weights(model, start_iter)
     if not found and comm.is_main_process():
         output.set_aside()
@@ -119,13 +118,13 @@ def train(
     return evaluation.results if evaluation else {}
 
 
-def _prepare_model(cfg: DictConfig, model: nn.Module) -> MovingAverage | None:
-    """Let the model train as ``cfg.train`` says; returns what averages its weights, if wanted."""
+def _prepare_model(cfg: DictConfig, model: nn.Module) -> EMAHook | None:
+    """Prepare the model for ``cfg.train``; returns the EMA hook, if enabled."""
     if cfg.train.channels_last:
         model.to(memory_format=torch.channels_last)
     try:
         checkpoint_activations(model, **cfg.train.activation_checkpointing)
-        average = MovingAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
+        average = EMAHook(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     except ValueError as error:
         raise InputError(str(error)) from error
     if cfg.train.compile:
@@ -134,7 +133,7 @@ def _prepare_model(cfg: DictConfig, model: nn.Module) -> MovingAverage | None:
 
 
 def _prepare_data(cfg: DictConfig, model: nn.Module) -> list[dict]:
-    """The records to train on; what is evaluated on is checked, too."""
+    """The records to train on; also checks the test data."""
     records = build(cfg, "dataloader.train.dataset")
     check_classes(cfg, model, ("train", "test"))
     records = prepare_training_records(cfg, records)
@@ -142,7 +141,7 @@ def _prepare_data(cfg: DictConfig, model: nn.Module) -> list[dict]:
     check_evaluation(cfg)
     if not evaluated_sets(cfg):
         logger.warning(
-            "Nothing is evaluated: the config has no validation data. So there will be no best "
+            "Nothing is evaluated: the config has no validation data. There will be no best "
             "weights and no pictures of predictions."
         )
     return records

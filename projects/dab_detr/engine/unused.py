@@ -1,4 +1,4 @@
-"""Parameters of a backbone that the one level in use does not depend on."""
+"""Freezes parameters of a backbone that the used level does not depend on."""
 
 import logging
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from dab_detr.errors import listed
 
 logger = logging.getLogger(__name__)
-# pixels: of every backbone's stride a multiple
+# pixels; a multiple of every backbone's stride
 _SIDE = 128
 
 
 def freeze_unused(model: nn.Module) -> list[str]:
-    """Freeze what would never get a gradient, for which DistributedDataParallel would wait.
+    """Freeze parameters that never get a gradient, for which DistributedDataParallel would wait.
 
-    Those are layers for other levels, as in a feature pyramid. They do not change in a single
+    These are layers for other levels, as in a feature pyramid. They do not change in a single
     process either.
 
     Args:
-        model: a :class:`~dab_detr.modeling.DABDETR`; its mode and statistics stay as they are.
+        model: a :class:`~dab_detr.modeling.DABDETR`; its mode and statistics are not changed.
 
     Returns:
         The names of the parameters.
@@ -36,10 +36,10 @@ def freeze_unused(model: nn.Module) -> list[str]:
 
 
 def _used(model: nn.Module) -> set[int]:
-    """The ids of the parameters from which there is a way to the level in use."""
+    """The ids of the parameters that the used level depends on."""
     image = torch.zeros(1, model.pixel_mean.numel(), _SIDE, _SIDE, device=model.device)
     modes = {module: module.training for module in model.backbone.modules()}
-    # batch norms would note the image, and drop paths draw numbers
+    # in training mode, batch norms would update statistics, and drop path would draw numbers
     model.backbone.eval()
     with torch.enable_grad():
         feature: Tensor = model.backbone(image)[model.in_feature]
@@ -50,7 +50,7 @@ def _used(model: nn.Module) -> set[int]:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            # a leaf of the graph has the parameter
+            # a leaf of the graph refers to its parameter
             used.add(id(getattr(node, "variable", None)))
             waiting += [following for following, _ in node.next_functions]
     return used

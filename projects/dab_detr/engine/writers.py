@@ -1,4 +1,4 @@
-"""Where metrics go, as Detectron2's event writers: JSON lines, TensorBoard, CSV."""
+"""Detectron2 event writers for metrics: JSON lines, TensorBoard, CSV."""
 
 import csv
 import io
@@ -14,26 +14,26 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
-from dab_detr.files import read_json_lines, write_whole
+from dab_detr.files import atomic_write, read_json_lines
 
 _COLUMNS = ("iteration", "name", "value")
 
 
 class ResumableWriter(EventWriter):
-    """A writer whose file goes on where a resumed training does."""
+    """A writer whose file is continued by a resumed training."""
 
     def resume(self, after: int) -> None:
-        """Forget what was written of the iterations after this one: they are written again."""
+        """Remove what was written after this iteration: it will be written again."""
         raise NotImplementedError
 
 
 class Writers(PeriodicWriter):
-    """``PeriodicWriter``, after which a resumed training has the rows of one that never stopped.
+    """A ``PeriodicWriter`` that gives a resumed training the same rows as one without a stop.
 
-    Rows of the steps that are taken again go. The row of the step before them may not have been
-    written, or without the evaluation that is only now made up for: it is written again. What was
-    not yet due of earlier steps is so at the next log. Their metrics are in the checkpoint
-    (:class:`History`).
+    Rows of steps that are repeated are removed. The row of the step before them is written again:
+    it may be missing, or lack an evaluation that was only run after the resume. Rows of earlier
+    steps that are not due yet are written at the next log. Their metrics are in the checkpoint
+    (:class:`MetricHistory`).
     """
 
     def before_train(self) -> None:
@@ -49,11 +49,11 @@ class Writers(PeriodicWriter):
 
 
 class MetricsWriter(ResumableWriter):
-    """Appends a JSON object for each iteration with something new, in their order.
+    """Appends a JSON object per line for each iteration with new values, in order.
 
     Args:
-        path: is appended to.
-        window_size: noisy metrics are medians over so many steps.
+        path: the file to append to.
+        window_size: number of steps over which the median of noisy metrics is taken.
     """
 
     def __init__(self, path: str | os.PathLike, window_size: int = 20):
@@ -66,7 +66,7 @@ class MetricsWriter(ResumableWriter):
             rows = [x for x in read_json_lines(self._path) if x.get("iteration", -1) <= after]
             self._last = max((row.get("iteration", -1) for row in rows), default=-1)
             kept = "".join(f"{_json(row)}\n" for row in rows)
-            write_whole(self._path, lambda file: file.write(kept.encode()))
+            atomic_write(self._path, lambda file: file.write(kept.encode()))
 
     def write(self) -> None:
         rows: dict[int, dict] = defaultdict(dict)
@@ -87,7 +87,7 @@ def _json(row: dict) -> str:
 
 
 class TensorBoardWriter(TensorboardXWriter, ResumableWriter):
-    """``TensorboardXWriter``, whose curves go on where a resumed training does."""
+    """``TensorboardXWriter`` whose curves are continued by a resumed training."""
 
     def __init__(self, folder: str | os.PathLike):
         super().__init__(os.fspath(folder))
@@ -98,11 +98,11 @@ class TensorBoardWriter(TensorboardXWriter, ResumableWriter):
 
 
 class CSVWriter(ResumableWriter):
-    """One row a metric and step, ``iteration,name,value``: for spreadsheets and data frames.
+    """One row per metric and step, ``iteration,name,value``: for spreadsheets and data frames.
 
     Args:
-        path: is appended to.
-        window_size: noisy metrics are medians over so many steps.
+        path: the file to append to.
+        window_size: number of steps over which the median of noisy metrics is taken.
     """
 
     def __init__(self, path: str | os.PathLike, window_size: int = 20):
@@ -119,7 +119,7 @@ class CSVWriter(ResumableWriter):
             self._last = max((int(row[0]) for row in rows), default=-1)
             kept = io.StringIO(newline="")
             csv.writer(kept).writerows([_COLUMNS, *rows])
-            write_whole(self._path, lambda file: file.write(kept.getvalue().encode()))
+            atomic_write(self._path, lambda file: file.write(kept.getvalue().encode()))
 
     def write(self) -> None:
         is_new = not self._path.exists()

@@ -1,1 +1,1 @@
-"""Evaluators, what they evaluate against, and what becomes of their results."""
+"""Evaluators, ground truth, and results."""

@@ -1,4 +1,4 @@
-"""COCO's evaluation of boxes by faster-coco-eval where it is installed: the same numbers sooner."""
+"""COCO's evaluation of boxes, with faster-coco-eval if it is installed: the same metrics."""
 
 import contextlib
 import io
@@ -21,11 +21,11 @@ from pycocotools.cocoeval import COCOeval
 from dab_detr.console import DETAIL
 from dab_detr.data.catalog import checked_dataset
 from dab_detr.evaluation.ground_truth import GroundTruth
-from dab_detr.files import write_whole
+from dab_detr.files import atomic_write
 
 BACKENDS = ("faster-coco-eval", "pycocotools")
 RESULTS_FILE = "coco_instances_results.json"
-# COCO's own limit of detections an image
+# COCO's own limit of detections per image
 _MAX_DETECTIONS = 100
 
 logger = logging.getLogger(__name__)
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 class BoxEvaluator(DatasetEvaluator):
     """COCO's average precision of boxes on any data set of Detectron2's catalog.
 
-    Both libraries give the numbers of COCO's own code, up to the rounding of float64, as long as
-    boxes and scores are finite. What is evaluated against are the checked records of the data set
-    (:func:`~dab_detr.data.catalog.checked_dataset`), whatever its ids are; predictions of classes
-    that it does not have are not counted.
+    Both libraries give the metrics of COCO's own code, up to the rounding of float64, if boxes and
+    scores are finite. The ground truth is the checked records of the data set
+    (:func:`~dab_detr.data.catalog.checked_dataset`), with any ids; predictions of classes that it
+    does not have are ignored.
 
     Args:
-        dataset_name: in Detectron2's catalog.
-        distributed: gather the predictions of all processes; else those of this one are evaluated.
-        output_dir: gets ``coco_instances_results.json``, the predictions in COCO's result format
-            with the ids of the data set; None: no file.
+        dataset_name: name in Detectron2's catalog.
+        distributed: gather the predictions of all processes; else only this process's are used.
+        output_dir: folder for ``coco_instances_results.json``, the predictions in COCO's result
+            format with the ids of the data set; None: no file.
         backend: ``"faster-coco-eval"``, ``"pycocotools"``, or ``"auto"`` for the first of them that
             is installed.
-        max_dets_per_image: so many detections of a class count in an image, the best ones; None:
-            100, as for COCO's published numbers.
+        max_dets_per_image: number of detections per image and class that count, the best ones;
+            None: 100, as for COCO's published numbers.
 
     Raises:
         ValueError: for another backend, or one that is not installed.
@@ -75,7 +75,7 @@ class BoxEvaluator(DatasetEvaluator):
         self._predictions: list[tuple[Any, list[dict]]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the detections of a batch.
+        """Store the detections of a batch.
 
         Args:
             inputs: dicts with ``image_id``. outputs: dicts with ``instances``, which have
@@ -92,16 +92,15 @@ class BoxEvaluator(DatasetEvaluator):
             self._predictions.append((image_id, instances_to_coco_json(found, image_id)))
 
     def evaluate(self, img_ids: Sequence[int | str] | None = None) -> dict[str, dict[str, float]]:
-        """Evaluate what was taken.
+        """Evaluate the stored detections.
 
         Args:
-            img_ids: of some images; None: all.
+            img_ids: ids of the images to evaluate; None: all.
 
         Returns:
             ``{"bbox": {"AP": .., "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"}}`` in per cent,
-            NaN where there are no objects or, for all of them, no predictions. Empty on
-            workers other than the first, if no image was taken, and if the data set has no
-            annotations.
+            NaN if there are no objects of that kind, or no predictions at all. Empty on processes
+            other than 0, without images, and if the data set has no annotations.
         """
         predictions = self._predictions
         if self._distributed:
@@ -111,14 +110,14 @@ class BoxEvaluator(DatasetEvaluator):
                 return {}
             predictions = [entry for part in parts for entry in part]
         if not predictions:
-            logger.warning("There were no images to evaluate on.")
+            logger.warning("There were no images to evaluate.")
             return {}
         results = self._known([result for _, found in predictions for result in found])
         if self._output_dir:
             self._write(results)
         truth = GroundTruth(self._dataset.records, len(self._classes))
         if not truth.annotated:
-            logger.info("The data set has no annotations to evaluate against.")
+            logger.info("The data set has no annotations: predictions are not evaluated.")
             return {}
         metrics = self._metrics(truth, results, img_ids)
         headline = {name: metrics[name] for name in _SUMMARY}
@@ -126,13 +125,13 @@ class BoxEvaluator(DatasetEvaluator):
         return {"bbox": metrics}
 
     def _known(self, results: list[dict]) -> list[dict]:
-        """Those of the classes that the data set has."""
+        """The results of classes that the data set has."""
         count = len(self._classes)
         known = [result for result in results if result["category_id"] < count]
         if len(known) < len(results):
             logger.warning(
                 f"{len(results) - len(known)} of {len(results)} predictions are of classes that "
-                f"{self._dataset.name!r} with its {count} does not have; they are not counted."
+                f"{self._dataset.name!r} with its {count} classes does not have; they are ignored."
             )
         return known
 
@@ -145,14 +144,14 @@ class BoxEvaluator(DatasetEvaluator):
         )
         folder = Path(self._output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / RESULTS_FILE, lambda file: file.write(content.encode()))
+        atomic_write(folder / RESULTS_FILE, lambda file: file.write(content.encode()))
         logger.info(f"The predictions are in {folder / RESULTS_FILE}.", extra=DETAIL)
 
     def _metrics(
         self, truth: GroundTruth, results: list[dict], img_ids: Sequence[int | str] | None
     ) -> dict[str, float]:
         if not results:
-            # COCO's code does not take an empty list
+            # COCO's code does not accept an empty list
             logger.warning("There were no predictions.")
             return dict.fromkeys(_SUMMARY, math.nan)
         faster = {} if self._cocoeval is COCOeval else {"print_function": print}
@@ -164,9 +163,9 @@ class BoxEvaluator(DatasetEvaluator):
             evaluation.evaluate()
             evaluation.accumulate()
             if self._max_detections == _MAX_DETECTIONS:
-                # prints COCO's well-known lines, which are of this limit only
+                # prints COCO's twelve lines, which are for this limit only
                 evaluation.summarize()
-        logger.info(f"COCO's code says:\n{printed.getvalue()}", extra=DETAIL)
+        logger.info(f"COCO's output:\n{printed.getvalue()}", extra=DETAIL)
         # thresholds 0.5, 0.55 .., recalls, classes, areas (all, s, m, l), limits of detections
         precision = evaluation.eval["precision"][..., -1]
         metrics = {name: _mean(precision[where]) for name, where in _SUMMARY.items()}
@@ -176,7 +175,7 @@ class BoxEvaluator(DatasetEvaluator):
 
 
 _ALL = slice(None)
-# which precisions a number is the mean of
+# the precisions over which each metric is a mean
 _SUMMARY = {
     "AP": (_ALL, _ALL, _ALL, 0),
     "AP50": (0, _ALL, _ALL, 0),
@@ -188,7 +187,7 @@ _SUMMARY = {
 
 
 def _mean(precision: np.ndarray) -> float:
-    """In per cent, over what exists."""
+    """Mean of the defined values in per cent; NaN if there are none."""
     existing = precision[precision > -1]
     return float(existing.mean() * 100) if existing.size else math.nan
 

@@ -1,4 +1,4 @@
-"""Evaluation with Detectron2's evaluators, and its results as a file and a table."""
+"""Runs Detectron2's evaluators, and writes their results as a file and a table."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ from dab_detr.console import bar
 from dab_detr.data.images import UnreadableImage
 from dab_detr.errors import InputError
 from dab_detr.evaluation.test_sets import build_evaluators, build_loader, evaluated_sets, label
-from dab_detr.files import write_whole
+from dab_detr.files import atomic_write
 from dab_detr.inference.copy import inference_copy
 
 RESULTS_FILE = "evaluation.json"
@@ -48,16 +48,16 @@ def evaluate(
     """Run ``cfg.dataloader.evaluator`` over ``cfg.dataloader.test``; write ``evaluation.json``.
 
     Args:
-        model: on its device; it is left as it is.
-        step: noted in the file.
-        averaged: the same model with averaged weights; its tasks end in "_ema".
+        model: on its device; it is not changed.
+        step: written to the file.
+        averaged: the same model with EMA weights; its tasks end in "_ema".
 
     Returns:
-        Metrics by task, e.g. ``{"bbox": {"AP": 42.2, ...}}``, in per cent; of several data sets
-        ``{"bbox/FIRST": {...}, "bbox/SECOND": {...}}``. Empty on workers other than the first.
+        Metrics by task, e.g. ``{"bbox": {"AP": 42.2, ...}}``, in per cent; for several data sets
+        ``{"bbox/FIRST": {...}, "bbox/SECOND": {...}}``. Empty on processes other than 0.
 
     Raises:
-        InputError: if an image cannot be read: leaving it out would change the result.
+        InputError: if an image cannot be read, as leaving it out would change the result.
     """
     results = {}
     for weights, suffix in ((model, ""), (averaged, _AVERAGED)):
@@ -68,19 +68,19 @@ def evaluate(
     if comm.is_main_process():
         content = json.dumps({"step": step, "results": _without_nan(results)}, indent=2) + "\n"
         path = Path(cfg.train.output_dir) / RESULTS_FILE
-        write_whole(path, lambda file: file.write(content.encode()))
+        atomic_write(path, lambda file: file.write(content.encode()))
     return results
 
 
 def mean_precision(results: dict[str, Any]) -> dict[str, float]:
-    """The AP by which weights are compared: the mean of all data sets that have one.
+    """The AP by which weights are compared: the mean over all data sets that have one.
 
     Args:
-        results: of :func:`evaluate`.
+        results: result of :func:`evaluate`.
 
     Returns:
-        By task, without the names of data sets: of the raw and of the averaged weights the first
-        task that has an AP, e.g. ``{"bbox": 42.2, "bbox_ema": 42.9}``.
+        By task, without the names of data sets: the first task with an AP, of the raw and of the
+        EMA weights, e.g. ``{"bbox": 42.2, "bbox_ema": 42.9}``.
     """
     found: dict[str, list[float]] = {}
     for key, metrics in results.items():
@@ -96,7 +96,7 @@ def mean_precision(results: dict[str, Any]) -> dict[str, float]:
 
 
 def read_results(path: Path, step: int) -> dict[str, Any] | None:
-    """What :func:`evaluate` has written, if there is such a file and it is of this step."""
+    """The results that :func:`evaluate` has written for this step; None if there are none."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(path.read_text())
         if content["step"] == step:
@@ -110,11 +110,11 @@ def _run(model: nn.Module, loader: Any, evaluators: list[DatasetEvaluator]) -> d
         shown = bar(loader, desc="evaluation", unit="batch", leave=False)
         results = inference_on_dataset(inference_copy(model), shown, combined)
     except UnreadableImage as error:
-        # one that comes from a data worker holds its traceback, and ends in what was said
+        # an exception of a data worker has its traceback as text, with the message at the end
         *_, reason = str(error).splitlines()
         raise InputError(
             f"{reason.removeprefix(f'{UnreadableImage.__module__}.UnreadableImage: ')} The "
-            "evaluation needs it: mend the file, or take it out of the annotations."
+            "evaluation needs it: repair the file, or remove it from the annotations."
         ) from error
     if comm.is_main_process():
         print_csv_format(results)
@@ -122,13 +122,13 @@ def _run(model: nn.Module, loader: Any, evaluators: list[DatasetEvaluator]) -> d
 
 
 class _Together(DatasetEvaluators):
-    """Several evaluators at once. Of equal tasks the second gets the name "<task>_2", and so on."""
+    """Several evaluators; if their tasks have equal names, the second is called "<task>_2"."""
 
     def evaluate(self) -> dict[str, Any]:
         _wait_for_all()
         results: dict[str, Any] = {}
         for evaluator in self._evaluators:
-            # evaluators return nothing where there was nothing to evaluate, nor on other workers
+            # evaluators return nothing without images, or on processes other than 0
             for task, metrics in (evaluator.evaluate() or {}).items():
                 number = 1
                 while (name := task if number == 1 else f"{task}_{number}") in results:
@@ -140,35 +140,35 @@ class _Together(DatasetEvaluators):
 
 
 def _wait_for_all() -> None:
-    """Evaluators begin with an exchange, in which a process that waits takes no signals."""
+    """Wait for all processes and handle signals, which collectives of evaluators do not."""
     if comm.get_world_size() == 1:
         return
     arrived = torch.distributed.barrier(comm._get_global_gloo_group(), async_op=True)
     while not arrived.is_completed():
         time.sleep(0.01)
-    # raises if another one has died
+    # raises if another process has died
     arrived.wait()
 
 
 def _numbers(name: str, metrics: Any) -> Any:
-    """An evaluator's metrics as plain numbers, for files and curves; None if there are none."""
+    """An evaluator's metrics as plain numbers; None if there are none."""
     if isinstance(metrics, Mapping):
-        # what prints and what compares them expects one level
+        # printing and comparing them needs a flat mapping
         flat = flatten_results_dict(metrics)
         found = {key: _numbers(f"{name}/{key}", value) for key, value in flat.items()}
         return {key: value for key, value in found.items() if value is not None} or None
     try:
         return float(metrics)
     except (TypeError, ValueError):
-        logger.warning(f"The evaluation's {name} is no number and is left out.")
+        logger.warning(f"The evaluation's {name} is not a number and is left out.")
         return None
 
 
 def format_results(results: dict[str, Any]) -> str:
-    """A table of every task, without the numbers of single classes: boxes have AP .. APl."""
+    """A table of every task, without the metrics of classes: for boxes AP .. APl."""
     tables = []
     for task, metrics in results.items():
-        # an evaluator may give a single number
+        # an evaluator may return a single number
         shown = _overall(metrics) if isinstance(metrics, Mapping) else {"": metrics}
         tables.append(
             tabulate(
@@ -182,21 +182,21 @@ def format_results(results: dict[str, Any]) -> str:
 
 
 def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
-    """COCO's numbers, then others, as many as fit; but not those of classes, named AP-CLASS."""
+    """COCO's metrics, then others, as many as fit, without those of classes (AP-CLASS)."""
     names = [name for name in _COCO_NAMES if name in metrics]
     names += [name for name in metrics if name not in names and not name.startswith("AP-")]
     return {name: metrics[name] for name in names[:_MOST_COLUMNS]}
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN, which stands for a size or class that the data does not have."""
+    """Replaces NaN, the metric of a size or class without objects, by None, as JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _with_nan(value: Any) -> Any:
-    """The reverse of :func:`_without_nan`."""
+    """The inverse of :func:`_without_nan`."""
     if isinstance(value, dict):
         return {key: _with_nan(item) for key, item in value.items()}
     return math.nan if value is None else value

@@ -1,4 +1,4 @@
-"""What detections are evaluated against: the records of a data set as COCO's code takes them."""
+"""The ground truth of a data set, for COCO's evaluation code."""
 
 import contextlib
 import io
@@ -10,18 +10,18 @@ from dab_detr.data.boxes import xywh
 
 
 class GroundTruth:
-    """The objects of a data set, in memory, with images, objects and classes numbered from 1.
+    """The objects of a data set, with images, objects and classes numbered from 1.
 
-    COCO's code takes an object of id 0 for none at all, and its libraries keep ids as float64; so
-    the data set's own ids stay outside. Numbers follow the order of the records: COCO's code
-    decides between equal scores by the order of the images.
+    COCO's code treats an object with id 0 as unmatched, and its libraries store ids as float64, so
+    the data set's own ids are not used. The numbers follow the order of the records, as COCO's code
+    orders equal scores by the order of the images.
 
     Args:
         records: of a :class:`~dab_detr.data.catalog.CheckedDataset`.
         num_classes: K.
 
     Attributes:
-        coco: for ``COCOeval``. annotated: False where nothing is known of the objects.
+        coco: input of ``COCOeval``. annotated: False if the data set has no annotations.
     """
 
     def __init__(self, records: list[dict[str, Any]], num_classes: int):
@@ -62,15 +62,15 @@ class GroundTruth:
             ValueError: if there is no such image.
         """
         if image_id not in self._numbers:
-            raise ValueError(f"There is no image {image_id!r} in the data that is evaluated on.")
+            raise ValueError(f"There is no image {image_id!r} in the test data.")
         return self._numbers[image_id]
 
     def detections(self, results: list[dict[str, Any]]) -> COCO:
         """Detections for ``COCOeval``.
 
         Args:
-            results: at least one; ``image_id`` of the data set, ``category_id`` in 0..K-1,
-                ``bbox`` xywh, ``score``.
+            results: at least one; with ``image_id`` of the data set, ``category_id`` in 0..K-1,
+                ``bbox`` (xywh) and ``score``.
         """
         numbered = [
             {

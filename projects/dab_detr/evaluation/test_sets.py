@@ -1,4 +1,4 @@
-"""The data sets that a config evaluates on, each with a loader and evaluators of its own."""
+"""The test data sets of a config, each with its own loader and evaluators."""
 
 import contextlib
 import inspect
@@ -19,7 +19,7 @@ from dab_detr.evaluation.voc_evaluator import check_voc_evaluator
 
 
 def evaluated_sets(cfg: DictConfig) -> list[str]:
-    """Names of the data sets to evaluate on; none if ``dataloader`` has no test or no evaluator."""
+    """Names of the test data sets; empty if ``dataloader`` has no test or no evaluator."""
     return list(dict.fromkeys(dataset_names(cfg, "test")))
 
 
@@ -35,7 +35,7 @@ def _evaluator_nodes(cfg: DictConfig) -> list[DictConfig]:
 
 
 def label(cfg: DictConfig, name: str) -> str:
-    """What tells a data set's results and files from others': "/NAME", or "" if it is alone."""
+    """Suffix of a data set's results and files: "/NAME", or "" if it is the only one."""
     return f"/{name}" if len(evaluated_sets(cfg)) > 1 else ""
 
 
@@ -43,7 +43,7 @@ def build_loader(cfg: DictConfig, name: str) -> DataLoader:
     """``dataloader.test`` for one of its data sets.
 
     Raises:
-        InputError: if the section does not work.
+        InputError: if the section cannot be built.
     """
     return build(_only(cfg, name), "dataloader.test")
 
@@ -53,15 +53,15 @@ def build_evaluators(
 ) -> list[DatasetEvaluator]:
     """The evaluators for one of the test data sets.
 
-    An evaluator's ``dataset_name``, if it has one, is that of the data set. What has an
-    ``output_dir`` writes into it or, if there are several data sets, into a folder in it.
+    An evaluator's ``dataset_name``, if it has one, is set to the data set. An evaluator with an
+    ``output_dir`` writes to it or, if there are several data sets, to a folder in it.
 
     Args:
-        suffix: is added to the names of these folders.
-        root: takes the place of ``output_dir``; "": none.
+        suffix: added to the names of these folders.
+        root: replaces ``output_dir``; "": keep it.
 
     Raises:
-        InputError: if the section does not work.
+        InputError: if the section cannot be built.
     """
     folder = label(cfg, name)
     cfg = _only(cfg, name)
@@ -77,16 +77,16 @@ def build_evaluators(
     for evaluator in evaluators:
         if not all(hasattr(evaluator, use) for use in ("reset", "process", "evaluate")):
             raise InputError(
-                f"dataloader.evaluator gives {type(evaluator).__name__}, which is no evaluator: "
-                "it needs reset(), process() and evaluate(), as Detectron2's have."
+                f"dataloader.evaluator builds {type(evaluator).__name__}, which is not an "
+                "evaluator: it needs reset(), process() and evaluate(), like Detectron2's."
             )
     return evaluators
 
 
 def check_evaluation(cfg: DictConfig) -> None:
-    """See that loaders and evaluators can be built, before a training that would end with them.
+    """Check before a training that loaders and evaluators can be built.
 
-    Nothing is left in the folders of the evaluators.
+    Leaves no files in the folders of the evaluators.
 
     Raises:
         InputError: if they cannot.
@@ -101,19 +101,19 @@ def check_evaluation(cfg: DictConfig) -> None:
 
 
 def _require_folder(path: str | None) -> None:
-    """See that a folder is there or can be made, and can be written into."""
+    """Check that a folder exists or can be made, and is writable."""
     if not path:
         return
     nearest = next(x for x in (Path(path), *Path(path).absolute().parents) if x.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(
-            f"dataloader.evaluator.output_dir is {path}, but nothing can be written into "
-            f"{nearest}: choose another folder."
+            f"dataloader.evaluator.output_dir is {path}, but {nearest} is not writable: choose "
+            "another folder."
         )
 
 
 def _use_no_cached_truth(node: DictConfig) -> None:
-    """Let an evaluator of Detectron2's kind convert a data set that has no JSON file anew.
+    """Keep Detectron2's evaluator from reusing a converted file of an earlier run.
 
     By default it takes the file that an earlier run has left, whatever the data set was then.
     """
@@ -124,9 +124,9 @@ def _use_no_cached_truth(node: DictConfig) -> None:
 
 @contextlib.contextmanager
 def _metadata_without_cache(name: str) -> Iterator[None]:
-    """Detectron2's evaluator enters the file that it has converted, and read, as the data set's.
+    """A context that removes a converted file of Detectron2's evaluator from the metadata.
 
-    A second training in the same folder moves that file away.
+    The file does not last: a second training in the same folder moves it away.
     """
     metadata = MetadataCatalog.get(name)
     had_file = hasattr(metadata, "json_file")
@@ -138,7 +138,7 @@ def _metadata_without_cache(name: str) -> Iterator[None]:
 
 
 def _only(cfg: DictConfig, name: str) -> DictConfig:
-    """A copy with one test data set. What refers to its name gets that one."""
+    """A copy of the config with one test data set, also for references to its name."""
     one = copy_config(cfg)
     one.dataloader.test.dataset.names = name
     return one

@@ -1,4 +1,4 @@
-"""Pascal VOC's own metric, by Detectron2's evaluator, on annotations as they are found."""
+"""Pascal VOC's own metric with Detectron2's evaluator, also for incomplete annotations."""
 
 import tempfile
 import xml.etree.ElementTree as ET
@@ -15,8 +15,8 @@ from dab_detr.errors import InputError
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
-    """Detectron2's evaluator for files that lack ``pose``, ``truncated`` or ``difficult``, or have
-    decimal coordinates, which are rounded.
+    """Detectron2's evaluator for files that may lack ``pose``, ``truncated`` or ``difficult``, or
+    have decimal coordinates, which are rounded.
 
     Args:
         dataset_name: registered by Detectron2's ``register_pascal_voc``.
@@ -31,7 +31,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         self._images = list(voc_images(metadata.dirname, metadata.split, metadata.thing_classes))
 
     def evaluate(self) -> dict[str, Any] | None:
-        """``{"bbox": {"AP", "AP50", "AP75"}}`` in per cent; None on workers but the first."""
+        """``{"bbox": {"AP", "AP50", "AP75"}}`` in per cent; None on processes other than 0."""
         if not comm.is_main_process():
             return super().evaluate()
         with tempfile.TemporaryDirectory(prefix="voc_") as folder:
@@ -44,12 +44,12 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             try:
                 return super().evaluate()
             finally:
-                # what it has read is kept by file name
+                # it caches files by name
                 parse_rec.cache_clear()
 
 
 def _complete(image: VOCImage) -> bytes:
-    """An annotation file with all that Detectron2's reader asks for."""
+    """An annotation file with all fields that Detectron2's reader needs."""
     root = ET.Element("annotation")
     for found in image.objects:
         node = ET.SubElement(root, "object")
@@ -68,10 +68,10 @@ def _complete(image: VOCImage) -> bytes:
 
 
 def check_voc_evaluator(evaluator: DatasetEvaluator) -> None:
-    """See that Detectron2's own VOC evaluator can read its files, which it does at the end only.
+    """Check that Detectron2's own VOC evaluator can read its files, which it only reads at the end.
 
     Raises:
-        InputError: naming the first file that it cannot.
+        InputError: naming the first file that it cannot read.
     """
     if type(evaluator) is not PascalVOCDetectionEvaluator:
         return
@@ -82,6 +82,6 @@ def check_voc_evaluator(evaluator: DatasetEvaluator) -> None:
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(
                 f"Detectron2's PascalVOCDetectionEvaluator cannot read {image.path}: it needs "
-                "pose, truncated, difficult and whole coordinates. Take "
+                "pose, truncated, difficult and whole coordinates. Use "
                 "dab_detr.evaluation.voc_evaluator.VOCEvaluator, which does not."
             ) from error

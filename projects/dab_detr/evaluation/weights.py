@@ -1,4 +1,4 @@
-"""Loading what ``--eval-only`` evaluates."""
+"""Loads the weights for ``--eval-only``."""
 
 import copy
 import logging
@@ -19,8 +19,8 @@ def load_to_evaluate(
     """Load ``train.init_checkpoint`` into the model.
 
     Returns:
-        With ``train.ema.enabled``, a copy of the model with the average that the file holds, if it
-        holds one; else None.
+        With ``train.ema.enabled``, a copy of the model with the file's EMA weights, if it has any;
+        else None.
 
     Raises:
         InputError: if the file does not fit, see :class:`Checkpointer`.
@@ -34,6 +34,6 @@ def load_to_evaluate(
     try:
         checkpointer.load(path)
     except NoAverage as error:
-        logger.warning(f"{error} Its weights alone are evaluated.")
+        logger.warning(f"{error} Only its raw weights are evaluated.")
         return None
     return averaged

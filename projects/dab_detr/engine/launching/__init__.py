@@ -1,1 +1,1 @@
-"""Around a training: its processes, signals, and the folder that it alone writes into."""
+"""Processes, signals and the output folder of a run."""

@@ -1,4 +1,4 @@
-"""Detectron2's loggers, with everything in ``log.txt`` and what a person reads on the console."""
+"""Sets up Detectron2's loggers: everything in ``log.txt``, the essentials on the console."""
 
 import argparse
 import contextlib
@@ -19,17 +19,17 @@ _LOGGERS = ("detectron2", "fvcore", "dab_detr")
 def set_up(cfg: DictConfig, args: argparse.Namespace, *, verbose: bool = False) -> None:
     """Detectron2's ``default_setup``: logs, seeds, and the config in ``train.output_dir``.
 
-    What a former run in this process has set up is replaced.
+    The set-up of an earlier run in this process is replaced.
 
     Args:
         cfg, args: as for ``default_setup``.
-        verbose: all that is logged goes to the console, too.
+        verbose: print everything that is logged to the console.
     """
     _forget()
     start = io.StringIO()
     with contextlib.redirect_stdout(start):
         default_setup(cfg, args)
-        # Detectron2 sets up its own loggers and fvcore's only
+        # Detectron2 sets up only its own loggers and fvcore's
         setup_logger(cfg.train.output_dir, comm.get_rank(), name="dab_detr").setLevel(logging.INFO)
     if verbose:
         sys.stdout.write(start.getvalue())

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time writes into it, and what an earlier one left is kept."""
+"""The output folder of a run: used by one run at a time; earlier results are kept."""
 
 import contextlib
 import datetime
@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from dab_detr.checkpoint.checkpointer import BEST_FILE
 from dab_detr.errors import InputError
 from dab_detr.evaluation.evaluate import RESULTS_FILE
-from dab_detr.files import write_whole
+from dab_detr.files import atomic_write
 
 try:
     import fcntl
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 _LOCK_FILE = ".lock"
-# what belongs to one training; a user's own files are none of them
+# files of a training; a user's own files are not among them
 _RESULTS = (
     METRICS_FILE,
     RESULTS_FILE,
@@ -42,13 +42,13 @@ _RESULTS = (
     "predictions",
     "inference*",
 )
-# what every run writes before it is clear that it begins
+# files that every run writes before it starts
 _CONFIG, _LOG = "config.yaml", "log.txt"
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class OutputFolder:
-    """``train.output_dir``, which is made if it is not there.
+    """``train.output_dir``, which is made if it does not exist.
 
     Args:
         path: the folder.
@@ -61,12 +61,12 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other run writes into the folder; all processes of the group enter together.
+        """A context that locks the folder; all processes of the group enter it together.
 
-        The lock is the operating system's: it ends with the process, however that ends.
+        The lock is the operating system's: it ends with the process, even if that is killed.
 
         Raises:
-            InputError: on every process, if another run is in the folder or nothing can be written.
+            InputError: on every process, if another run uses the folder or it is not writable.
         """
         lock, problem = None, None
         if comm.is_main_process():
@@ -84,7 +84,7 @@ class OutputFolder:
                 os.close(lock)
 
     def require_room(self, size: int) -> None:
-        """See that a file of so many bytes can be written; all processes of the group call it.
+        """Check that ``size`` bytes fit on the disk; called by all processes of the group.
 
         Raises:
             InputError: on every process, if not.
@@ -92,20 +92,20 @@ class OutputFolder:
         problem = None
         if comm.is_main_process():
             usage = shutil.disk_usage(self.path)
-            # some network file systems do not say
+            # some network file systems report no size
             if usage.total and usage.free < size:
                 problem = (
-                    f"{self.path} has room for {usage.free / 1e6:.1f} MB, and a checkpoint takes "
-                    f"at least {size / 1e6:.1f} MB: make room or choose another folder with "
-                    "train.output_dir=FOLDER."
+                    f"{self.path} has {usage.free / 1e6:.1f} MB of free disk space, but a "
+                    f"checkpoint needs at least {size / 1e6:.1f} MB: free disk space or choose "
+                    "another folder with train.output_dir=FOLDER."
                 )
         _refuse_together(problem)
 
     def require_free(self) -> None:
-        """See that no run is in the folder, before anything is written or made.
+        """Check that no run uses the folder, before anything is written.
 
         Raises:
-            InputError: if one is.
+            InputError: if one does.
         """
         if fcntl is None:
             return
@@ -122,8 +122,8 @@ class OutputFolder:
             lock = os.open(self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise InputError(
-                f"Nothing can be written into {self.path} ({error.strerror}): choose another "
-                "folder with train.output_dir=FOLDER."
+                f"{self.path} is not writable ({error.strerror}): choose another folder with "
+                "train.output_dir=FOLDER."
             ) from error
         try:
             self._take(lock)
@@ -140,9 +140,9 @@ class OutputFolder:
         return lock
 
     def _take(self, lock: int) -> None:
-        # Not flock, which data workers, forked off this process, would hold on to. It is given back
-        # as soon as this process closes the file, however often it has it open.
-        reason = "the operating system has none that is known here"
+        # Not flock: data workers, forked from this process, would keep the lock. This lock ends as
+        # soon as this process closes the file, even if it has the file open twice.
+        reason = "locks of this operating system are not supported"
         if fcntl is not None:
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +154,7 @@ class OutputFolder:
                     raise
                 reason = error.strerror
         logger.warning(
-            f"{self.path} cannot be locked ({reason}): see to it that no other run uses it."
+            f"{self.path} cannot be locked ({reason}): make sure that no other run uses it."
         )
 
     def _who(self, content: bytes) -> str:
@@ -163,21 +163,21 @@ class OutputFolder:
             holder = json.loads(content)
             who = f"Process {holder['process']} of {holder['host']}, since {holder['since']},"
         return (
-            f"{who} is training or evaluating in {self.path}: wait for its end, or choose another "
-            "folder with train.output_dir=FOLDER."
+            f"{who} is training or evaluating in {self.path}: wait until it ends, or choose "
+            "another folder with train.output_dir=FOLDER."
         )
 
     def _note_what_is_there(self) -> None:
-        """Every run begins with replacing the config and adding to the log."""
+        """Read the earlier config and the size of the log, as every run first changes both."""
         with contextlib.suppress(FileNotFoundError):
             self._config = (self.path / _CONFIG).read_bytes()
         with contextlib.suppress(FileNotFoundError):
             self._log_size = (self.path / _LOG).stat().st_size
 
     def set_aside(self) -> None:
-        """Move what an earlier training left into a folder of its own, so that two do not mix.
+        """Move the files of an earlier training to a folder, so that two trainings do not mix.
 
-        That is ``previous``, then ``previous-2`` and so on: nothing is overwritten.
+        The folder is ``previous``, then ``previous-2`` and so on: nothing is overwritten.
         """
         old = sorted({file for pattern in _RESULTS for file in self.path.glob(pattern)})
         if not old:
@@ -186,7 +186,7 @@ class OutputFolder:
         for file in old:
             file.rename(previous / file.name)
         if self._config is not None:
-            write_whole(previous / _CONFIG, lambda file: file.write(self._config))
+            atomic_write(previous / _CONFIG, lambda file: file.write(self._config))
         if self._log_size:
             self._divide_log(previous / _LOG)
         logger.info(f"The checkpoints and metrics of an earlier training are now in {previous}.")
@@ -199,17 +199,17 @@ class OutputFolder:
                 return folder
 
     def _divide_log(self, earlier: Path) -> None:
-        """Leave this run's part, to which the logging goes on appending."""
+        """Move the earlier part of the log; logging continues in the rest."""
         with open(self.path / _LOG, "r+b") as log:
             before, own = log.read(self._log_size), log.read()
-            write_whole(earlier, lambda file: file.write(before))
+            atomic_write(earlier, lambda file: file.write(before))
             log.seek(0)
             log.write(own)
             log.truncate()
 
 
 def _refuse_together(problem: str | None) -> None:
-    """Raise InputError on every process if the first one has a problem."""
+    """Raise InputError on every process if process 0 has a problem."""
     problem = comm.all_gather(problem)[0]
     if problem:
         raise InputError(problem)

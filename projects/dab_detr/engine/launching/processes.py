@@ -1,4 +1,4 @@
-"""Several processes: started by torchrun or a cluster, or by Detectron2's launch()."""
+"""Multiple processes, started by torchrun, a cluster, or Detectron2's launch()."""
 
 import argparse
 import contextlib
@@ -18,27 +18,26 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_AD
 
 
 def launched_processes(args: argparse.Namespace) -> int:
-    """How many processes torchrun or a cluster has started, this one among them; 1: none of them.
+    """Number of processes that torchrun or a cluster has started; 1 if they have started none.
 
     Args:
-        args: ``num_gpus`` and ``num_machines`` of the command line, which ask for as many or leave
-            it open.
+        args: the command line; ``num_gpus`` and ``num_machines`` have to agree or be left out.
 
     Raises:
-        InputError: if the two contradict each other, or ``WORLD_SIZE`` is no number.
+        InputError: if they do not agree, or ``WORLD_SIZE`` is not a number.
     """
     size = _number("WORLD_SIZE")
     asked = args.num_gpus * args.num_machines
     if size > 1 and asked not in (1, size) and args.num_gpus != _number("LOCAL_WORLD_SIZE"):
         raise InputError(
-            f"torchrun has started {size} processes (WORLD_SIZE), each of which should start "
-            f"{asked} (--num-gpus, --num-machines): leave these options out."
+            f"torchrun has started {size} processes (WORLD_SIZE), but --num-gpus and "
+            f"--num-machines ask for {asked}: leave these options out."
         )
     return size
 
 
 def is_first_process(args: argparse.Namespace) -> bool:
-    """Whether this is the process that writes, or is about to start it; without asking others."""
+    """Whether this is process 0, or will start it; needs no communication."""
     return args.machine_rank == 0 and os.environ.get("RANK", "0") == "0"
 
 
@@ -53,10 +52,10 @@ def _number(variable: str) -> int:
 
 
 @contextlib.contextmanager
-def joined_workers(device: torch.device) -> Iterator[None]:
-    """Inside, this process belongs to the group that torchrun's environment variables describe.
+def init_distributed(device: torch.device) -> Iterator[None]:
+    """A context in which this process is in the group of torchrun's environment variables.
 
-    Without ``WORLD_SIZE``, or with 1, nothing happens.
+    Does nothing without ``WORLD_SIZE``, or if it is 1.
 
     Raises:
         InputError: if some of the variables are missing, or there are more processes than GPUs.
@@ -74,7 +73,7 @@ def joined_workers(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         if local_size > torch.cuda.device_count():
             raise InputError(
-                f"{local_size} processes on this machine need as many GPUs; it has "
+                f"{local_size} processes on this machine need {local_size} GPUs; it has "
                 f"{torch.cuda.device_count()}."
             )
         torch.cuda.set_device(local_rank)
@@ -88,16 +87,16 @@ def joined_workers(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_for_children() -> Iterator[None]:
-    """Inside, what this process is told by SIGTERM or SIGUSR2, its children are told.
+    """A context in which SIGTERM and SIGUSR2 are forwarded to the child processes.
 
-    Ctrl-C reaches them by itself. The second SIGTERM ends them at once, as they may wait for each
+    Ctrl-C reaches them anyway. A second SIGTERM kills them, as they may be waiting for each
     other.
     """
-    told: set[int] = set()
+    forwarded: set[int] = set()
 
-    def hand_on(signum: int, frame: object) -> None:
-        again = signum == signal.SIGTERM and signum in told
-        told.add(signum)
+    def forward(signum: int, frame: object) -> None:
+        again = signum == signal.SIGTERM and signum in forwarded
+        forwarded.add(signum)
         for child in multiprocessing.active_children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL if again else signum)
@@ -105,9 +104,9 @@ def signals_for_children() -> Iterator[None]:
     def leave_to_children(signum: int, frame: object) -> None:
         pass
 
-    handlers = {signal.SIGTERM: hand_on, signal.SIGINT: leave_to_children}
+    handlers = {signal.SIGTERM: forward, signal.SIGINT: leave_to_children}
     if hasattr(signal, "SIGUSR2"):
-        handlers[signal.SIGUSR2] = hand_on
+        handlers[signal.SIGUSR2] = forward
     previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
@@ -117,13 +116,13 @@ def signals_for_children() -> Iterator[None]:
 
 
 def require_equal_weights(model: nn.Module, start_iter: int = 0) -> None:
-    """See that all processes begin with the same model, bit for bit, at the same step.
+    """Check that all processes start with the same model, bit for bit, at the same step.
 
-    They would otherwise train different models: what is exchanged is gradients.
+    Otherwise they would train different models, as only gradients are exchanged.
 
     Args:
-        model: its parameters and all its buffers count, those too that no checkpoint has.
-        start_iter: where this process begins.
+        model: all its parameters and buffers are compared, also non-persistent ones.
+        start_iter: first iteration of this process.
 
     Raises:
         InputError: on every process, naming the first tensor that differs.
@@ -136,13 +135,13 @@ def require_equal_weights(model: nn.Module, start_iter: int = 0) -> None:
     for rank, other in enumerate(others, start=1):
         if other[0] != first[0]:
             raise InputError(
-                f"Process 0 begins at step {first[0] + 1}, process {rank} at step {other[0] + 1}: "
-                "all machines have to see the same checkpoints in train.output_dir."
+                f"Process 0 starts at step {first[0] + 1}, process {rank} at step {other[0] + 1}: "
+                "all machines have to read the same checkpoints in train.output_dir."
             )
         for name in [*first[1], *other[1]]:
             if first[1].get(name) != other[1].get(name):
                 raise InputError(
-                    f"Process {rank} begins with another {name} than process 0: all machines have "
+                    f"Process {rank} starts with another {name} than process 0: all machines have "
                     "to read the same files (train.init_checkpoint, checkpoints) and build the "
                     "same model."
                 )

@@ -1,4 +1,4 @@
-"""Several processes that end together, whichever of them a signal reaches, and whenever."""
+"""Makes several processes stop together, whichever of them receives a signal."""
 
 import contextlib
 import multiprocessing
@@ -14,30 +14,31 @@ import torch
 from detectron2.utils import comm
 from torch.distributed import distributed_c10d
 
-# how often a process looks what the others have told
+# how often a process reads the messages of the others
 _POLL_S = 0.1
-# so long the first process waits for the others to have read that it ends
+# how long process 0 waits until the others have read its exit code
 _GRACE_S = 5.0
 _HEARING, _CODE = "hearing", "code"
 
 
 class SharedStop:
-    """What the processes of a run tell each other about signals.
+    """Communication between the processes of a run about signals.
 
-    The first process decides: it alone acts on a signal, as if it were the only one, and saves. The
-    others hand it the signals that reach them, work on or wait for it, and end when it has told
-    them that it does, with its exit code. So none leaves another that has something to do.
+    Process 0 decides: only it reacts to a signal, as if it were the only process, and saves. The
+    others send it the signals that they receive, continue or wait for it, and exit with its exit
+    code after it has sent that. So no process ends while another still needs it.
 
-    They talk through the store of their group. In a collective they could not: the others may be in
-    another one, where a main thread can neither run a signal's handler nor be called out of. This
-    is the work of a thread, therefore.
+    They communicate through the store of their process group, in a thread. Collectives cannot be
+    used: another process may be inside another collective, in which its main thread can neither
+    run a signal handler nor be interrupted.
 
-    To be made in the main thread, before the signals get their handlers: none is missed.
+    Has to be made in the main thread before the signal handlers are installed, so that no signal
+    is lost.
 
     Args:
-        signals: that stop a run.
-        deliver: is called on the first process, in the thread, with a signal that another received.
-        exit_now: ends a process other than the first with an exit code, wherever it is.
+        signals: signals that stop a run.
+        deliver: called on process 0, in the thread, with a signal that another process received.
+        exit_now: ends another process than 0 with an exit code, whatever it is doing.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class SharedStop:
         self._signals = set(signals)
         self._deliver = deliver
         self._exit_now = exit_now
-        # there is no public way to the group's store
+        # there is no public access to the group's store
         store = distributed_c10d._get_default_store()
         self._store = torch.distributed.PrefixStore("dab_detr/stop", store)
-        # the signals that were delivered, and until when the first process waits for the others
+        # signals that were delivered, and until when process 0 waits for the others
         self._delivered: set[int] = set()
         self._end = 0.0
-        # what the first process has told, and whether this one's main thread returns by itself
+        # the exit code of process 0, and whether this process's main thread returns by itself
         self._told: int | None = None
         self._returns = False
         self._is_over = threading.Event()
@@ -64,12 +65,12 @@ class SharedStop:
         self._wakes, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._previous = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        # what a data worker receives is not for this process
+        # signals that a data worker receives are not for this process
         os.register_at_fork(after_in_child=self._forget)
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self) -> None:
-        """Begin to listen to the others, when the signals have their handlers."""
+        """Start the thread, after the signal handlers have been installed."""
         self._thread.start()
 
     def _forget(self) -> None:
@@ -77,7 +78,7 @@ class SharedStop:
             signal.set_wakeup_fd(-1)
 
     def hear(self) -> None:
-        """On the first process: have every signal delivered that any process has received."""
+        """On process 0: deliver all signals that any process has received."""
         self._stop_watching()
         with contextlib.suppress(RuntimeError):
             self._store.set(_HEARING, "")
@@ -85,24 +86,24 @@ class SharedStop:
             self._pass_on()
 
     def leave(self, code: int) -> int:
-        """The last thing that a process does here; returns the exit code that it has to end with.
+        """End the communication; returns the exit code for this process.
 
-        The first process returns when the others have read its code, or after a while; another when
-        it has read it, or at once if it has failed itself.
+        Process 0 returns when the others have read its code, or after a timeout. Another process
+        returns when it has read the code, or immediately if it has failed itself.
 
         Args:
             code: above 128 if a signal has stopped this process.
         """
         if self.is_first:
             self._stop_watching()
-            # the store of a process that has died is gone
+            # the store is gone if its process has died
             with contextlib.suppress(RuntimeError):
                 self._store.set(_CODE, str(code))
                 self._wait_for_others("left")
             return code
         if code == 0 or code > 128:
             self._returns = True
-            # hands on what comes meanwhile
+            # the thread forwards signals until then
             self._thread.join()
         self._stop_watching()
         return code if self._told is None else self._told
@@ -138,14 +139,14 @@ class SharedStop:
             self._exit_now(self._told)
 
     def _pass_on(self) -> None:
-        """The first process: what the others have received."""
+        """On process 0: deliver the signals that others have received."""
         for signum in self._signals - self._delivered:
             if self._store.check([f"signal/{signum}"]):
                 self._delivered.add(signum)
                 self._deliver(signum)
 
     def _talk(self, received: Collection[int]) -> None:
-        """Any other process: tell what it has received, and read what the first one has told."""
+        """On other processes: send received signals, and read the messages of process 0."""
         for signum in received:
             self._store.set(f"signal/{signum}", "")
         if self._store.check([_HEARING]):
