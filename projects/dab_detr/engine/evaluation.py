@@ -136,9 +136,10 @@ class Evaluation(EvalHook):
         pictures = cfg.train.pictures
         if not pictures.tensorboard:
             return
+        fast = inference_copy(self._model)
         for data_set in evaluated_sets(cfg):
             drawn = predictions(
-                inference_copy(self._model),
+                fast,
                 build_loader(cfg, data_set),
                 data_set,
                 count=pictures.tensorboard,

@@ -184,7 +184,7 @@ def _run(
     args: argparse.Namespace, cfg: DictConfig, output: OutputFolder, interruption: Interruption
 ) -> None:
     device = device_of(cfg)
-    logs.set_up(cfg, args, verbose=args.verbose)
+    logs.set_up(cfg, args)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
     if device.type == "cpu":
         if cfg.train.keep_freed_memory:
@@ -226,15 +226,17 @@ def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
     folder = Path(cfg.train.output_dir)
     draw_curves(folder / "metrics.json", folder / "training_curve.png")
     pictures = cfg.train.pictures
-    for data_set in evaluated_sets(cfg) if pictures.count else ():
-        draw_predictions(
-            inference_copy(model),
-            build_loader(cfg, data_set),
-            data_set,
-            f"{folder}/predictions{label(cfg, data_set)}",
-            count=pictures.count,
-            score_threshold=pictures.score_threshold,
-        )
+    if pictures.count:
+        fast = inference_copy(model)
+        for data_set in evaluated_sets(cfg):
+            draw_predictions(
+                fast,
+                build_loader(cfg, data_set),
+                data_set,
+                f"{folder}/predictions{label(cfg, data_set)}",
+                count=pictures.count,
+                score_threshold=pictures.score_threshold,
+            )
     table = f"\n{format_results(results)}\n" if results else ""
     print(f"{table}\nIn {folder}:")
     for name, what in (

@@ -61,9 +61,12 @@ def evaluate(
     """
     results = {}
     for weights, suffix in ((model, ""), (averaged, _AVERAGED)):
-        for name in evaluated_sets(cfg) if weights is not None else ():
+        if weights is None:
+            continue
+        fast = inference_copy(weights)
+        for name in evaluated_sets(cfg):
             evaluators = build_evaluators(cfg, name, suffix=suffix)
-            found = _run(weights, build_loader(cfg, name), evaluators)
+            found = _run(fast, build_loader(cfg, name), evaluators)
             results |= {f"{task}{suffix}{label(cfg, name)}": x for task, x in found.items()}
     if comm.is_main_process():
         content = json.dumps({"step": step, "results": _without_nan(results)}, indent=2) + "\n"
@@ -108,7 +111,7 @@ def _run(model: nn.Module, loader: Any, evaluators: list[DatasetEvaluator]) -> d
     combined = _Together(evaluators)
     try:
         shown = bar(loader, desc="evaluation", unit="batch", leave=False)
-        results = inference_on_dataset(inference_copy(model), shown, combined)
+        results = inference_on_dataset(model, shown, combined)
     except UnreadableImage as error:
         # an exception of a data worker has its traceback as text, with the message at the end
         *_, reason = str(error).splitlines()

@@ -16,14 +16,14 @@ from dab_detr.console import Console, ConsoleFormatter, is_for_people
 _LOGGERS = ("detectron2", "fvcore", "dab_detr")
 
 
-def set_up(cfg: DictConfig, args: argparse.Namespace, *, verbose: bool = False) -> None:
+def set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Detectron2's ``default_setup``: logs, seeds, and the config in ``train.output_dir``.
 
     The set-up of an earlier run in this process is replaced.
 
     Args:
-        cfg, args: as for ``default_setup``.
-        verbose: print everything that is logged to the console.
+        cfg, args: as for ``default_setup``; with ``args.verbose`` everything that is logged is
+            printed to the console.
     """
     _forget()
     start = io.StringIO()
@@ -31,13 +31,13 @@ def set_up(cfg: DictConfig, args: argparse.Namespace, *, verbose: bool = False) 
         default_setup(cfg, args)
         # Detectron2 sets up only its own loggers and fvcore's
         setup_logger(cfg.train.output_dir, comm.get_rank(), name="dab_detr").setLevel(logging.INFO)
-    if verbose:
+    if args.verbose:
         sys.stdout.write(start.getvalue())
     for name in _LOGGERS:
         for handler in logging.getLogger(name).handlers:
             if getattr(handler, "stream", None) is start:
                 handler.setStream(Console())
-                if not verbose:
+                if not args.verbose:
                     handler.addFilter(is_for_people)
                     handler.setFormatter(ConsoleFormatter())
 
