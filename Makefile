@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 DEMO := configs/shapes/dab_detr_shapes.py
 
-.PHONY: help setup demo test test-fast test-all lint environment clean
+.PHONY: help setup demo test test-fast test-all mutation lint environment clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test-fast: $(READY)  ## only tests of model, checkpoints and configs, for quick 
 
 test-all: $(READY)  ## run all tests, as CI does
 	$(PYTEST) $(ARGS)
+
+mutation: $(READY)  ## which small faults in the package no test finds (an hour); ARGS="modeling hooks"
+	$(RUN) -W ignore tools/mutation.py $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	$(RUN) -m ruff check .

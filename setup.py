@@ -59,6 +59,6 @@ setup(
         "slurm": SLURM,
         "benchmark": BENCHMARK,
         "test": TEST,
-        "dev": [*TEST, "ruff"],
+        "dev": [*TEST, "ruff", "cosmic-ray>=8.4"],
     },
 )

@@ -38,7 +38,9 @@ SMALL_YAML = """
 @pytest.mark.parametrize("name", list_configs())
 def test_every_config_loads_and_instantiates(name):
     cfg = get_config(name)
-    model = instantiate(cfg.model)
+    # drawing weights takes most of the time; some backbones need numbers while they are built
+    with torch.device("cpu" if name.startswith("backbones/") else "meta"):
+        model = instantiate(cfg.model)
     assert type(model) is dab_detr.DABDETR
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -178,7 +180,7 @@ def test_published_augmentation():
     loader = get_config("dab_detr_r50_50ep.py").dataloader
     train, test = instantiate(loader.train.mapper), instantiate(loader.test.mapper)
     assert train.image_format == test.image_format == "RGB"
-    image = np.zeros((640, 480, 3), np.uint8)
+    image = np.zeros((640, 480), np.uint8)
     short_sides, sides_before_crop, cropped, flipped = set(), set(), 0, 0
     crops = []
     for _ in range(600):

@@ -68,8 +68,8 @@ DIVISIONS = {
 }
 
 
-# a C++ compiler is run a hundred times
-LONG = {"2 processes of 8, compiled"}
+# a C++ compiler is run a hundred times; torchrun starts each Python anew
+LONG = {"2 processes of 8, compiled", "2 processes of torchrun, 2 micro-batches of 4 each"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from first_losses import first_losses, recorded_losses
 EARLY, LATER = 1e-5, 1e-2
 
 
+@pytest.mark.long
 def test_the_demos_first_losses_are_those_recorded(tmp_path, monkeypatch, datasets_root):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
     found, recorded = first_losses(tmp_path / "run"), recorded_losses()

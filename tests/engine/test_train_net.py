@@ -1,6 +1,7 @@
 """train_net.py as a user runs it: a program, its files, its messages and its exit codes."""
 
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -96,6 +97,7 @@ def test_a_config_can_be_named_from_anywhere(run, tmp_path):
     assert "no data set 'tiny_train'" in result.stderr
 
 
+@pytest.mark.long
 def test_two_processes_train_together(run_python, tmp_path):
     result = run_python(
         "--config-file", CONFIG, "--num-gpus", 2,
@@ -105,6 +107,25 @@ def test_two_processes_train_together(run_python, tmp_path):
     assert "FutureWarning" not in result.stderr
     assert "World size: 2" in (tmp_path / "log.txt").read_text()
     assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_data_workers_of_several_processes_are_started_like_those_of_one(run, tmp_path):
+    """Spawned ones would import everything, at the start and at each evaluation."""
+    config = tmp_path / "watched.py"
+    config.write_text(
+        "from dab_detr import get_config\nfrom detectron2.config import LazyCall as L\n"
+        f"from watching import StartMethod\n_tiny = get_config({str(CONFIG)!r})\n"
+        "dataloader, lr_multiplier, model = _tiny.dataloader, _tiny.lr_multiplier, _tiny.model\n"
+        "optimizer, train = _tiny.optimizer, _tiny.train\n"
+        "dataloader.train.mapper = L(StartMethod)(\n"
+        f"    mapper=dataloader.train.mapper, file={str(tmp_path / 'method')!r}\n)\n"
+    )
+    result = run(
+        "--config-file", config, "--num-gpus", 2, f"train.output_dir={tmp_path}",
+        "train.max_iter=1", "dataloader.train.num_workers=1", "train.pictures.count=0",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "method").read_text() == multiprocessing.get_start_method()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

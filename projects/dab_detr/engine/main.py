@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -130,6 +131,9 @@ def _stopped(args: argparse.Namespace, signum: int, how_to_continue: str = "") -
 
 def _run_process(args: argparse.Namespace) -> None:
     """One of several processes; it loads the config itself, which registers data sets."""
+    # this process was spawned, and by default so would be its data workers, which then import
+    # everything again, at the start and at each evaluation
+    multiprocessing.set_start_method(None, force=True)
     try:
         cfg = setup_config(args)
         cfg = add_custom_data(cfg, args)
