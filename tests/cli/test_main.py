@@ -106,3 +106,14 @@ def test_commands_run_from_anywhere_and_by_their_name(
     assert main([name, *rest]) == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith(words)
+
+
+@pytest.mark.parametrize("details", [(), ("The rest can be continued.",)])
+def test_ctrl_c_ends_a_command_with_one_sentence(details, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt(*details)
+
+    monkeypatch.setattr("dab_detr.cli.environment.main", stopped)
+    assert main(["environment"]) == 130
+    expected = " ".join(("dab-detr environment: Stopped by SIGINT.", *details))
+    assert capsys.readouterr().err == f"{expected}\n"

@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from dab_detr.errors import InputError
 
-
-def main(arguments: Sequence[str] | None = None, program: str = "analyze_model.py") -> int:
+def main(arguments: Sequence[str] | None, program: str) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program,
@@ -39,19 +36,15 @@ def main(arguments: Sequence[str] | None = None, program: str = "analyze_model.p
     from dab_detr.analysis import analyze
     from dab_detr.config import build, get_config
 
-    try:
-        cfg = get_config(args.config_file, args.overrides)
-        with warnings.catch_warnings():
-            # tracing warns about every shape that it treats as a constant
-            warnings.simplefilter("ignore")
-            model = build(cfg, "model")
-            if args.training_memory:
-                _print_training_memory(cfg, model, args)
-                return 0
-            rows = analyze(model, *args.size)
-    except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
+    cfg = get_config(args.config_file, args.overrides)
+    with warnings.catch_warnings():
+        # tracing warns about every shape that it treats as a constant
+        warnings.simplefilter("ignore")
+        model = build(cfg, "model")
+        if args.training_memory:
+            _print_training_memory(cfg, model, args)
+            return 0
+        rows = analyze(model, *args.size)
     if args.json:
         print(json.dumps({"config": args.config_file, "size": list(args.size), **rows}, indent=2))
     else:

@@ -1,13 +1,10 @@
 """``dab-detr convert``: converts a checkpoint to another layout, with a report on all tensors."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from dab_detr.errors import InputError
 
-
-def main(arguments: Sequence[str] | None = None, program: str = "convert_checkpoint.py") -> int:
+def main(arguments: Sequence[str] | None, program: str) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program,
@@ -57,20 +54,16 @@ def main(arguments: Sequence[str] | None = None, program: str = "convert_checkpo
     from dab_detr.checkpoint.files import convert_file
 
     chosen = {name: getattr(args, name) for name in ("num_heads", "key_temperature", "dilation")}
-    try:
-        report = convert_file(
-            args.input,
-            args.output,
-            args.to,
-            num_classes=args.num_classes,
-            coco_classes=args.coco_classes,
-            averaged=args.ema,
-            settings={name: value for name, value in chosen.items() if value is not None},
-            force=args.force,
-        )
-    except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
+    report = convert_file(
+        args.input,
+        args.output,
+        args.to,
+        num_classes=args.num_classes,
+        coco_classes=args.coco_classes,
+        averaged=args.ema,
+        settings={name: value for name, value in chosen.items() if value is not None},
+        force=args.force,
+    )
     print(report)
     print(f"{args.output} written, layout {args.to}")
     return 0

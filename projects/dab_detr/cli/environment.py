@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dab_detr.environment import describe
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "environment") -> int:
+def main(arguments: Sequence[str] | None, program: str) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program, description="Print what is installed, and which kind of Detectron2."

@@ -2,11 +2,12 @@
 
 import difflib
 import importlib.util
+import signal
 import sys
 from collections.abc import Sequence
 
 from dab_detr import __version__
-from dab_detr.errors import NO_DETECTRON2
+from dab_detr.errors import NO_DETECTRON2, InputError
 
 PROGRAM = "dab-detr"
 # name -> the module in this folder whose main(arguments, program) runs it, and a description
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for length in (1, 2):
         name = " ".join(words[:length])
         if name in COMMANDS:
-            return _run(name, words[length:])
+            return run(name, words[length:])
     close = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1)
     close = close or [name for name in COMMANDS if name.startswith(words[0])]
     hint = f"; did you mean {close[0]}?" if close else "."
@@ -40,16 +41,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _run(name: str, arguments: list[str]) -> int:
-    program = f"{PROGRAM} {name}"
+def run(name: str, arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Run one command; what a user can correct is printed as one sentence.
+
+    Args:
+        name: of the command, a key of COMMANDS.
+        arguments: those after the name; None: those of this process.
+        program: name of the program, for messages; None: ``dab-detr NAME``.
+
+    Returns:
+        The exit code: that of the command, 1 after :class:`InputError`, 130 after Ctrl-C.
+    """
+    program = program or f"{PROGRAM} {name}"
     module = importlib.import_module(f"dab_detr.cli.{COMMANDS[name][0]}")
     try:
         return module.main(arguments, program)
+    except InputError as error:
+        reason, code = str(error), 1
+    except KeyboardInterrupt as error:
+        # a command may say how to continue
+        reason, code = " ".join(("Stopped by SIGINT.", *map(str, error.args))), 128 + signal.SIGINT
     except ModuleNotFoundError:
         if importlib.util.find_spec("detectron2") is not None:
             raise
-        print(f"{program}: {NO_DETECTRON2}", file=sys.stderr)
-        return 1
+        reason, code = NO_DETECTRON2, 1
+    print(f"{program}: {reason}", file=sys.stderr)
+    return code
 
 
 def _help() -> str:

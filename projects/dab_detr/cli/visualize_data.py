@@ -1,11 +1,9 @@
 """``dab-detr visualize data``: draws augmented training images with their boxes."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from dab_detr.engine.arguments import data_arguments, parse_arguments
-from dab_detr.errors import InputError
 
 _EPILOG = """\
 Example: %(prog)s --config-file configs/dab_detr_r50_50ep.py \\
@@ -14,7 +12,7 @@ Exit code: 0, or 1 for wrong files, keys or values, 2 for wrong usage.
 """
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "visualize_data.py") -> int:
+def main(arguments: Sequence[str] | None, program: str) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=program,
@@ -35,12 +33,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "visualize_data.
     from dab_detr.engine.setup import add_custom_data, setup_config
     from dab_detr.visualization.samples import draw_samples
 
-    try:
-        cfg = setup_config(args)
-        cfg = add_custom_data(cfg, args)
-        files = draw_samples(cfg, args.output, count=args.count)
-    except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
+    cfg = setup_config(args)
+    cfg = add_custom_data(cfg, args)
+    files = draw_samples(cfg, args.output, count=args.count)
     print(f"{len(files)} pictures are in {args.output}.")
     return 0
