@@ -80,8 +80,7 @@ def test_an_interrupted_conversion_leaves_nothing(tool, official, tmp_path, monk
 
     monkeypatch.setattr("dab_detr.checkpoint.writing.torch.save", interrupted)
     for target in (folder / "new.pth", kept):
-        with pytest.raises(KeyboardInterrupt):
-            tool.main([str(source), str(target), "--force"])
+        assert tool.main([str(source), str(target), "--force"]) == 130
     assert [path.name for path in folder.iterdir()] == ["kept.pth"]
     assert kept.read_bytes() == b"what was there"
 
