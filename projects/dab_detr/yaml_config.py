@@ -6,6 +6,7 @@ build models, data and optimizers. A Python config has no such limits: it is a p
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,29 @@ def _check(node: Any) -> None:
 
 def _locate(name: Any) -> Any:
     """The class or function of that name, which has to be in one of :data:`_MODULES`."""
+    found = locate_in(name, _MODULES)
+    if found is None:
+        raise ValueError(
+            f"it names {name!r}, but a YAML config may only name classes and functions of "
+            f"{', '.join(_MODULES)}; a Python config may name any."
+        )
+    return found
+
+
+def locate_in(name: Any, modules: Sequence[str]) -> Any:
+    """The class or function of that name; None if it is not defined in one of the modules.
+
+    Raises:
+        ValueError: if one of their packages should have it, but does not.
+    """
     # importing a module runs it, so other modules are not imported
-    if isinstance(name, str) and name.split(".")[0] in {x.split(".")[0] for x in _MODULES}:
+    if isinstance(name, str) and name.split(".")[0] in {x.split(".")[0] for x in modules}:
         try:
             found = locate(name)
         except Exception as error:
             raise ValueError(f"there is no {name}.") from error
         # a module may also have names that it imports from other modules
         home = getattr(found, "__module__", None) or ""
-        if callable(found) and any(home == x or home.startswith(f"{x}.") for x in _MODULES):
+        if callable(found) and any(home == x or home.startswith(f"{x}.") for x in modules):
             return found
-    raise ValueError(
-        f"it names {name!r}, but a YAML config may only name classes and functions of "
-        f"{', '.join(_MODULES)}; a Python config may name any."
-    )
+    return None

@@ -12,14 +12,19 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
+from dab_detr.checkpoint.addresses import local_path
 from dab_detr.checkpoint.average import average_of
-from dab_detr.checkpoint.classes import CLASS_WEIGHT, fit_classes
+from dab_detr.checkpoint.classes import CLASS_WEIGHT, fit_classes, names_of_rows
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.description import KEY, describe, description_of
-from dab_detr.checkpoint.fitting import has_resnet, require_fit
+from dab_detr.checkpoint.fitting import has_resnet, require_fit, require_shapes
 from dab_detr.checkpoint.layouts import DAB_DETR, detect_layout
 from dab_detr.checkpoint.reading import DamagedCheckpoint, read_checkpoint
-from dab_detr.checkpoint.settings import settings_of_file, settings_of_model
+from dab_detr.checkpoint.settings import (
+    settings_of_file,
+    settings_of_model,
+    warn_of_other_settings,
+)
 from dab_detr.errors import InputError, listed
 from dab_detr.files import UNFINISHED, atomic_write
 
@@ -46,6 +51,8 @@ class Checkpointer(DetectionCheckpointer):
             :func:`~dab_detr.checkpoint.classes.fit_classes`.
         class_names: names of the model's classes, which are written into the files and used to
             select rows of a file's class head; None: not known.
+        config: what the files say of the config, see
+            :func:`~dab_detr.stored_config.settings_to_store`.
         averaged: load the EMA weights of a training's checkpoint instead of its weights.
         max_to_keep: number of ``model_<iteration>.pth`` files to keep, counted over all resumes;
             None keeps all. Only files that the training itself has written are removed.
@@ -62,6 +69,7 @@ class Checkpointer(DetectionCheckpointer):
         *,
         complete: bool,
         class_names: Sequence[str] | None = None,
+        config: Mapping[str, Any] | None = None,
         averaged: bool = False,
         max_to_keep: int | None = None,
         **checkpointables: Any,
@@ -69,6 +77,7 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
         self.class_names = class_names
+        self._config = config
         self._averaged = averaged
         self.max_to_keep = max_to_keep
         self._written: set[int] = set()
@@ -109,7 +118,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def description(self) -> dict[str, Any]:
         """The description that is written beside the model's weights."""
-        return describe(class_names=self.class_names, settings=settings_of_model(self.model))
+        settings = settings_of_model(self.model)
+        return describe(class_names=self.class_names, settings=settings, config=self._config)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Record which file :meth:`resume` tries first."""
@@ -185,37 +195,40 @@ class Checkpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a file or an address of Detectron2's path manager; '' loads nothing."""
-        if path and "://" in path:
-            try:
-                path = self.path_manager.get_local_path(path)
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                raise InputError(
-                    f"The checkpoint {path} cannot be downloaded ({reason}); give a local file "
-                    "with train.init_checkpoint=FILE, or start from random weights with "
-                    "train.init_checkpoint=''."
-                ) from error
-        elif path and not os.path.exists(path):
-            raise InputError(f"There is no checkpoint file {path}.")
-        self._path = path
+        path = path and local_path(path)
         if path and os.path.isdir(path):
             # the parent class accepts files only
-            checkpoint = self._load_file(path)
-            self._load_model(checkpoint)
+            checkpoint = read_checkpoint(path)
+            self.load_content(checkpoint, path)
             return checkpoint
+        self._path = path
         try:
             return super().load(path, *args, **kwargs)
         finally:
             # Detectron2 leaves it set when a file is refused, and then cannot load another
             self._parsed_url_during_load = None
 
+    def load_content(self, checkpoint: dict[str, Any], path: str) -> list[str] | None:
+        """Load what :func:`read_checkpoint` has read from ``path``; ``checkpoint`` is changed.
+
+        Returns:
+            The file's class names, for the rows of the model's class head; None if it has none.
+        """
+        self._path = path
+        content = self._converted(checkpoint, path)
+        present = content.get("class_names")
+        self._load_model(content)
+        return names_of_rows(getattr(self.model, "num_classes", 0), present)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        checkpoint = read_checkpoint(filename)
+        return self._converted(read_checkpoint(filename), filename)
+
+    def _converted(self, checkpoint: dict[str, Any], filename: str) -> dict[str, Any]:
         if self._averaged:
             checkpoint["model"] = average_of(checkpoint, filename)
         state = checkpoint["model"]
         description = description_of(checkpoint, filename)
-        self._compare_settings(settings_of_file(checkpoint, description))
+        warn_of_other_settings(self.model, settings_of_file(checkpoint, description), filename)
         layout = detect_layout(state, description)
         if self._is_resuming:
             self._require_own_training(checkpoint, is_old=layout is not None and layout.is_own)
@@ -250,14 +263,6 @@ class Checkpointer(DetectionCheckpointer):
             f"train.output_dir: train.init_checkpoint={self._path}."
         )
 
-    def _compare_settings(self, found: Mapping[str, Any]) -> None:
-        for name, wanted in settings_of_model(self.model).items():
-            if name in found and found[name] != wanted:
-                self.logger.warning(
-                    f"The checkpoint {self._path} was trained with {name}={found[name]}, but the "
-                    f"model has {wanted}: its outputs will differ."
-                )
-
     def _load_model(self, checkpoint: Any):
         expected = self.model.state_dict()
         class_names = checkpoint.pop("class_names", None)
@@ -271,14 +276,7 @@ class Checkpointer(DetectionCheckpointer):
                 self._fit_classes(state, class_names, len(expected[CLASS_WEIGHT]))
         require_fit(state, self.model, self._path, complete=self.complete)
         incompatible = super()._load_model(checkpoint)
-        if incompatible.incorrect_shapes:
-            name, found, wanted = incompatible.incorrect_shapes[0]
-            others = len(incompatible.incorrect_shapes) - 1
-            raise InputError(
-                f"The checkpoint {self._path} does not fit the model: {name} is {tuple(found)} in "
-                f"the file and {tuple(wanted)} in the model"
-                f"{f' (and {others} more)' if others else ''}."
-            )
+        require_shapes(incompatible.incorrect_shapes, self._path)
         return incompatible
 
     def _fit_classes(

@@ -95,6 +95,18 @@ def coco_names(num_classes: int, present: Sequence[str] | None) -> tuple[str, ..
     return {80: COCO_NAMES, 91: RAW_COCO_NAMES}.get(num_classes)
 
 
+def names_of_rows(num_classes: int, present: Sequence[str] | None) -> list[str] | None:
+    """Class names of the rows that :func:`fit_classes` leaves, if it is not told any; None: not
+    known.
+
+    Args:
+        num_classes: of the model. present: as for :func:`fit_classes`.
+    """
+    if present is None or len(present) != num_classes:
+        present = coco_names(num_classes, present)
+    return None if present is None else list(present)
+
+
 def _rows_by_name(present: Sequence[str] | None, wanted: Sequence[str] | None) -> list[int] | None:
     """The row of each wanted class, -1 for unused rows; None if names do not identify them."""
     if present is None or wanted is None:

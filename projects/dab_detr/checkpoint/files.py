@@ -1,6 +1,7 @@
 """Conversion of checkpoint files between layouts."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from dab_detr.checkpoint.average import average_of
@@ -12,11 +13,12 @@ from dab_detr.checkpoint.classes import (
     fit_classes,
 )
 from dab_detr.checkpoint.conversion import Conversion, from_dab_detr, to_dab_detr
-from dab_detr.checkpoint.description import describe, description_of
+from dab_detr.checkpoint.description import config_of, describe, description_of
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.checkpoint.settings import settings_of_file
 from dab_detr.checkpoint.writing import refuse_existing, write_hf, write_state
 from dab_detr.errors import InputError
+from dab_detr.stored_config import with_num_classes
 
 
 def convert_file(
@@ -61,13 +63,26 @@ def convert_file(
         _fit_classes(conversion, num_classes, source)
     settings = settings_of_file(checkpoint, description) | (settings or {})
     if to == "dab_detr":
-        about = describe(class_names=conversion.class_names, settings=settings)
+        about = describe(
+            class_names=conversion.class_names,
+            settings=settings,
+            config=_config_for(conversion, description),
+        )
         write_state(conversion.state, target, about)
     elif to == "official":
         write_state(from_dab_detr(conversion.state, "official", settings), target)
     else:
         conversion.notes.append(_write_hf(conversion, settings, source, target))
     return conversion.report()
+
+
+def _config_for(conversion: Conversion, description: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config's entries of the description, with the number of classes of the new file."""
+    config = config_of(description)
+    if "model_config" in config and CLASS_WEIGHT in conversion.state:
+        num_classes = len(conversion.state[CLASS_WEIGHT])
+        config["model_config"] = with_num_classes(config["model_config"], num_classes)
+    return config
 
 
 def _write_hf(conversion: Conversion, settings: dict[str, Any], source: str, path: str) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from detectron2.modeling import ResNet
 from torch import Tensor, nn
@@ -54,6 +54,25 @@ def require_fit(
         logger.warning(f"Not in the checkpoint, start from random weights: {listed(fresh)}.")
     if unused:
         logger.warning(f"Not used from the checkpoint: {listed(unused)}.")
+
+
+def require_shapes(incorrect: Sequence[tuple], path: str) -> None:
+    """Refuse tensors of another shape than the model's.
+
+    Args:
+        incorrect: name, shape in the file and in the model of each. path: the file, for the
+            message.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    if incorrect:
+        name, found, wanted = incorrect[0]
+        others = f" (and {len(incorrect) - 1} more)" if len(incorrect) > 1 else ""
+        raise InputError(
+            f"The checkpoint {path} does not fit the model: {name} is {tuple(found)} in the file "
+            f"and {tuple(wanted)} in the model{others}."
+        )
 
 
 def has_resnet(model: nn.Module) -> bool:

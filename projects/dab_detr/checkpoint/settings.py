@@ -5,6 +5,7 @@ By name: ``dilation`` (of the backbone's last stage, DC5), ``num_heads``, ``key_
 Unknown settings are left out.
 """
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from torch import nn
 
 from dab_detr.modeling.queries.anchor_boxes import AnchorBoxQueries
 from dab_detr.modeling.transformer import DABTransformer
+
+logger = logging.getLogger(__name__)
 
 # their names in the published code's command line and in transformers' config.json; the latter
 # leaves out default values
@@ -71,3 +74,13 @@ def settings_of_file(
         arguments = vars(checkpoint["args"])
         return {k: arguments[theirs] for k, theirs in _OFFICIAL.items() if theirs in arguments}
     return {}
+
+
+def warn_of_other_settings(model: nn.Module, found: Mapping[str, Any], path: str) -> None:
+    """Warn of settings of the model that differ from those of the checkpoint ``path``."""
+    for name, wanted in settings_of_model(model).items():
+        if name in found and found[name] != wanted:
+            logger.warning(
+                f"The checkpoint {path} was trained with {name}={found[name]}, but the model has "
+                f"{wanted}: its outputs will differ."
+            )

@@ -35,6 +35,7 @@ from dab_detr.engine.memory import checkpoint_activations
 from dab_detr.engine.resuming import find_checkpoints, resume_training
 from dab_detr.errors import InputError
 from dab_detr.evaluation.test_sets import check_evaluation, evaluated_sets
+from dab_detr.stored_config import settings_to_store
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def train(
         complete=False,
         max_to_keep=cfg.train.checkpointer.max_to_keep,
         class_names=class_names(cfg, "train", model),
+        config=settings_to_store(cfg),
     )
     output = output or OutputFolder(cfg.train.output_dir)
     output.require_room(sum(x.numel() * x.element_size() for x in model.state_dict().values()))
