@@ -19,8 +19,18 @@ TIMM = ["timm>=1.0"]
 FAST_EVAL = ["faster-coco-eval>=1.6"]
 SLURM = ["submitit>=1.5"]
 BENCHMARK = ["transformers>=5"]
+SUPERVISION = ["supervision>=0.25"]
 # transformers is the second witness of the model's numbers; scikit-learn has handwritten digits
-TEST = ["pytest>=9.2", "pytest-xdist>=3.6", "scikit-learn", *TIMM, *FAST_EVAL, *SLURM, *BENCHMARK]
+TEST = [
+    "pytest>=9.2",
+    "pytest-xdist>=3.6",
+    "scikit-learn",
+    *TIMM,
+    *FAST_EVAL,
+    *SLURM,
+    *BENCHMARK,
+    *SUPERVISION,
+]
 
 setup(
     name="dab_detr",
@@ -58,6 +68,7 @@ setup(
         "fast-eval": FAST_EVAL,
         "slurm": SLURM,
         "benchmark": BENCHMARK,
+        "supervision": SUPERVISION,
         "test": TEST,
         "dev": [*TEST, "ruff", "cosmic-ray>=8.4"],
     },

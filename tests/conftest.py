@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from torch import nn
 
 from dab_detr.data.shapes import ShapesSpec, register_shapes
 from dab_detr.engine.main import main
@@ -27,6 +28,7 @@ SMALL = {
     "ffn_dim": 64,
     "num_queries": 10,
 }
+TINY_CONFIG = Path(__file__).parent / "assets" / "tiny_config.py"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,6 +87,19 @@ def small_model():
         return kind(**parts, **arguments)
 
     return build
+
+
+@pytest.fixture
+def detector(small_model):
+    """A small model with heads and statistics as after a training: its outputs depend on all."""
+    model = small_model(num_queries=20, num_encoder_layers=1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean)
+    nn.init.normal_(model.transformer.decoder.class_head.weight, std=0.5)
+    nn.init.normal_(model.transformer.decoder.box_heads[0].layers[-1].weight, std=0.3)
+    return model
 
 
 @pytest.fixture
@@ -147,6 +162,32 @@ def in_process(datasets_root, monkeypatch, forget_tiny):
         return main(arguments)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, datasets_root):
+    """The folder of a training with EMA, whose test images are resized to 72 pixels."""
+    folder = tmp_path_factory.mktemp("trained")
+    resize = (
+        "[{_target_: detectron2.data.transforms.ResizeShortestEdge,"
+        " short_edge_length: 72, max_size: 96}]"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(datasets_root))
+        code = main(
+            ["--config-file", str(TINY_CONFIG), f"train.output_dir={folder}", "train.max_iter=2",
+             "train.pictures.count=0", "train.pictures.tensorboard=0", "train.ema.enabled=True",
+             "train.ema.decay=0.5", "train.checkpointer.period=1",
+             "model.transformer.queries.temperature=30",
+             "model.pixel_mean=[100.0,110.0,120.0]",
+             f"dataloader.test.mapper.augmentations={resize}"]
+        )  # fmt: skip
+    assert code == 0
+    # what the files say has to be enough
+    for name in ("tiny_train", "tiny_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    return folder
 
 
 @pytest.fixture

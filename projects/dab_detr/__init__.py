@@ -1,9 +1,9 @@
 """DAB-DETR, dynamic anchor boxes as queries of a detection transformer, for Detectron2.
 
 ``get_config(name)`` loads a config, ``add_dab_detr_config(cfg)`` prepares a YAML config,
-``DABDETR`` is the meta-architecture, ``load_model(weights)`` loads a trained model,
-``inference_copy(model)`` makes a faster copy for inference, and ``keep_freed_memory()`` makes
-programs on a CPU faster.
+``DABDETR`` is the meta-architecture, ``Predictor(weights)`` detects objects in images,
+``load_model(weights)`` loads a trained model, ``inference_copy(model)`` makes a faster copy for
+inference, and ``keep_freed_memory()`` makes programs on a CPU faster.
 """
 
 import logging
@@ -23,6 +23,7 @@ _EXPORTS = {
     "add_dab_detr_config": "dab_detr.config",
     "get_config": "dab_detr.config",
     "inference_copy": "dab_detr.inference",
+    "Predictor": "dab_detr.inference.predictor",
     "keep_freed_memory": "dab_detr.allocator",
     "load_model": "dab_detr.inference.loading",
 }

@@ -13,6 +13,7 @@ import dab_detr
 _OPTIONAL = {
     "timm": "backbones of timm, ViT and MViTv2",
     "faster-coco-eval": "faster evaluation",
+    "supervision": "predictions as supervision.Detections",
     "submitit": "training under SLURM",
     "transformers": "comparisons with its DAB-DETR in tests and benchmark",
     "pytest": "running the tests",

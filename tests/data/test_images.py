@@ -139,7 +139,10 @@ def truncated(path):
 UNREADABLE = {
     "missing": (lambda p: str(p / "gone.png"), "gone.png cannot be read: it does not exist"),
     "a folder": (lambda p: str(p), "cannot be read: IsADirectory"),
-    "no image": (lambda p: (p / "x.png").write_text("no") and str(p / "x.png"), "x.png .*identify"),
+    "no image": (
+        lambda p: (p / "x.png").write_text("no") and str(p / "x.png"),
+        "x.png .*not an image of a known kind",
+    ),
     "cut short": (truncated, "cut.png cannot be read"),
     "floating point": (
         lambda p: save(p / "f.tiff", Image.fromarray(GREY.astype(np.float32))),

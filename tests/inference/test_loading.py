@@ -5,46 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dab_detr import get_config, load_model
 from dab_detr.checkpoint.classes import COCO_NAMES, RAW_COCO_NAMES
 from dab_detr.checkpoint.conversion import from_dab_detr
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.checkpoint.writing import write_hf, write_state
-from dab_detr.engine.main import main
 from dab_detr.errors import InputError
 from dab_detr.inference import load
 
 CONFIG = Path(__file__).parents[1] / "assets" / "tiny_config.py"
 SHAPES = ["rectangle", "ellipse", "triangle"]
 IMAGE = [{"image": torch.arange(3 * 64 * 80).view(3, 64, 80) % 251}]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, datasets_root):
-    """The folder of a training with EMA, on images that the tests resize."""
-    folder = tmp_path_factory.mktemp("trained")
-    resize = (
-        "[{_target_: detectron2.data.transforms.ResizeShortestEdge,"
-        " short_edge_length: 72, max_size: 96}]"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(datasets_root))
-        code = main(
-            ["--config-file", str(CONFIG), f"train.output_dir={folder}", "train.max_iter=2",
-             "train.pictures.count=0", "train.pictures.tensorboard=0", "train.ema.enabled=True",
-             "train.ema.decay=0.5", "train.checkpointer.period=1",
-             "model.transformer.queries.temperature=30",
-             "model.pixel_mean=[100.0,110.0,120.0]",
-             f"dataloader.test.mapper.augmentations={resize}"]
-        )  # fmt: skip
-    assert code == 0
-    # what the files say has to be enough
-    for name in ("tiny_train", "tiny_val"):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    return folder
 
 
 @torch.no_grad()

@@ -1,13 +1,14 @@
 """Reads image files of all kinds: upright, three channels of 8 bits."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _EXIF_ORIENTATION = 0x0112
 # PIL.ImageOps.exif_transpose() has the same table. But it rewrites the whole EXIF block, fails for
@@ -22,6 +23,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# what an image is read from: a path or address, the bytes of a file, or what Pillow has opened
+ImageSource = str | os.PathLike | bytes | Image.Image
+
 # Resizing a narrower image would remove a side or take gigabytes of memory.
 _MOST_ASPECT_RATIO = 500
 _ROTATIONS_BY_90 = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
@@ -32,7 +36,11 @@ class UnreadableImage(Exception):
 
 
 def read_image(
-    path: str | os.PathLike, format: str = "RGB", size: tuple[int, int] | None = None
+    source: ImageSource,
+    format: str = "RGB",
+    size: tuple[int, int] | None = None,
+    *,
+    max_pixels: int | None = None,
 ) -> np.ndarray:
     """Read an image like Detectron2's ``read_image``, but correctly for every kind of file.
 
@@ -40,23 +48,24 @@ def read_image(
     orientation.
 
     Args:
-        path: greyscale (8 or 16 bits), palette, RGB, RGBA (alpha is dropped) or CMYK.
+        source: greyscale (8 or 16 bits), palette, RGB, RGBA (alpha is dropped) or CMYK.
         format: "RGB", "BGR" or another format of Detectron2.
         size: annotated (height, width). If only the unrotated pixels have this size, the
             annotations ignore the EXIF orientation, and so does this function.
+        max_pixels: larger images are refused before they are decoded; None: Pillow's limit.
 
     Returns:
         uint8 ``(H, W, 3)``.
 
     Raises:
-        UnreadableImage: if the file is missing, damaged, of an unknown kind, of another size, or
-            more than 500 times as long as it is wide.
+        UnreadableImage: if the file is missing, damaged, of an unknown kind, too large, of another
+            size, or more than 500 times as long as it is wide.
     """
-    with _opened(path) as image:
+    with _opened(source, max_pixels) as image:
         image.load()
-        method = _transposition(image, path, size)
+        method = _transposition(image, source, size)
     upright = image.transpose(method) if method is not None else image
-    return convert_PIL_to_numpy(_eight_bits(upright, path), format)
+    return convert_PIL_to_numpy(_eight_bits(upright, source), format)
 
 
 def image_size(path: str | os.PathLike, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -101,27 +110,50 @@ def missing_files(file_names: Iterable[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def _opened(source: ImageSource, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """Open an image without decoding it; errors inside become :class:`UnreadableImage`."""
     try:
-        with PathManager.open(os.fspath(path), "rb") as file:
-            image = Image.open(file)
+        with _pillow_image(source) as image:
+            width, height = image.size
+            if max_pixels is not None and width * height > max_pixels:
+                raise UnreadableImage(
+                    f"The image {name_of(source)} is {width} x {height} pixels, more than the "
+                    f"limit of {max_pixels:,} pixels: reduce it, or raise the limit (max_pixels)."
+                )
             if max(image.size) > _MOST_ASPECT_RATIO * min(image.size):
                 raise UnreadableImage(
-                    f"The image {path} is {image.size[0]} x {image.size[1]} pixels, too narrow to "
-                    f"be resized: one side is more than {_MOST_ASPECT_RATIO} times the other."
+                    f"The image {name_of(source)} is {width} x {height} pixels, too narrow to be "
+                    f"resized: one side is more than {_MOST_ASPECT_RATIO} times the other."
                 )
             yield image
     except (MemoryError, UnreadableImage):
         raise
     # decoders fail in many ways for damaged files
     except Exception as error:
-        reason = "it does not exist" if isinstance(error, FileNotFoundError) else _reason(error)
-        raise UnreadableImage(f"The image {path} cannot be read: {reason}.") from error
+        raise UnreadableImage(
+            f"The image {name_of(source)} cannot be read: {_reason(error)}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _pillow_image(source: ImageSource) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source
+        return
+    is_content = isinstance(source, bytes)
+    with io.BytesIO(source) if is_content else PathManager.open(os.fspath(source), "rb") as file:
+        yield Image.open(file)
+
+
+def name_of(source: ImageSource) -> str:
+    """What an image is called in messages."""
+    if isinstance(source, Image.Image):
+        return f"of the mode {source.mode}"
+    return f"of {len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
 
 
 def _transposition(
-    image: Image.Image, path: str | os.PathLike, size: tuple[int, int] | None
+    image: Image.Image, source: ImageSource, size: tuple[int, int] | None
 ) -> Image.Transpose | None:
     """The transposition that makes the image upright; None if it is upright."""
     method = _UPRIGHT.get(_orientation(image))
@@ -131,8 +163,8 @@ def _transposition(
     if image.size == (size[1], size[0]):
         return None
     raise UnreadableImage(
-        f"The image {path} is {upright[0]} x {upright[1]} pixels, but its annotation says "
-        f"{size[1]} x {size[0]} (width x height)."
+        f"The image {name_of(source)} is {upright[0]} x {upright[1]} pixels, but its annotation "
+        f"says {size[1]} x {size[0]} (width x height)."
     )
 
 
@@ -144,22 +176,26 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(image: Image.Image, path: str | os.PathLike) -> Image.Image:
+def _eight_bits(image: Image.Image, source: ImageSource) -> Image.Image:
     """Convert 16 bits per channel to 8; other kinds of image are left to Pillow's conversion."""
     if image.mode == "F":
         raise UnreadableImage(
-            f"The image {path} has floating-point values, whose range is unknown; save it with "
-            "8 or 16 bits."
+            f"The image {name_of(source)} has floating-point values, whose range is unknown; save "
+            "it with 8 or 16 bits."
         )
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UnreadableImage(
-            f"The image {path} has values beyond 16 bits; save it with 8 or 16 bits."
+            f"The image {name_of(source)} has values beyond 16 bits; save it with 8 or 16 bits."
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image of a known kind"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")

@@ -120,22 +120,35 @@ class DABDETR(nn.Module):
             list of ``{"instances": Instances}`` with ``pred_boxes`` (absolute xyxy), ``scores`` and
             ``pred_classes``, best first.
         """
+        if not self.training:
+            return [
+                {"instances": detector_postprocess(found, *_output_size(x, found.image_size))}
+                for found, x in zip(self.detect(batched_inputs), batched_inputs)
+            ]
         images = self.preprocess_image(batched_inputs)
-        padding_mask = _padding_mask(images)
-        if self.training:
-            targets = self._targets([x["instances"] for x in batched_inputs])
-            outputs = self.core.outputs(
-                images.tensor,
-                padding_mask,
-                all_layers=True,
-                targets=targets if self.transformer.queries.uses_targets else None,
-            )
-            return self.criterion(outputs, targets, num_boxes)
-        results = self.inference(*self.core(images.tensor, padding_mask), images.image_sizes)
-        return [
-            {"instances": detector_postprocess(found, *_output_size(x, size))}
-            for found, x, size in zip(results, batched_inputs, images.image_sizes)
-        ]
+        targets = self._targets([x["instances"] for x in batched_inputs])
+        outputs = self.core.outputs(
+            images.tensor,
+            _padding_mask(images),
+            all_layers=True,
+            targets=targets if self.transformer.queries.uses_targets else None,
+        )
+        return self.criterion(outputs, targets, num_boxes)
+
+    def detect(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+        """Detections in pixels of the given images, which may extend beyond them.
+
+        Evaluation then resizes them to the output's size and clips them.
+
+        Args:
+            batched_inputs: as for :meth:`forward`; only ``image`` is used.
+
+        Returns:
+            As :meth:`inference`.
+        """
+        images = self.preprocess_image(batched_inputs)
+        logits = self.core(images.tensor, _padding_mask(images))
+        return self.inference(*logits, images.image_sizes)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them to one size, at the right and at the bottom."""

@@ -1,7 +1,7 @@
 """Draws predictions and, beside them, the ground truth."""
 
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import count as numbers_from
 from itertools import islice
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode
+from matplotlib.colors import hsv_to_rgb
 from PIL import Image
 from torch import nn
 
@@ -29,6 +30,31 @@ def drawing_scale(image: np.ndarray) -> float:
     """Scale factor for small images, so that labels do not cover their objects."""
     short, long = sorted(image.shape[:2])
     return min(max(1.0, _LEAST_SIDE / short), max(1.0, _MOST_ENLARGED / long), _MOST_SIDE / long)
+
+
+def draw_detections(
+    image: np.ndarray, instances: Instances, class_names: Sequence[str]
+) -> np.ndarray:
+    """Draw boxes with class and score, each class in its own colour.
+
+    Args:
+        image: uint8 RGB ``(H, W, 3)``.
+        instances: on any device, with ``pred_boxes``, ``scores`` and ``pred_classes``.
+        class_names: of all classes.
+
+    Returns:
+        uint8 RGB; a small image is enlarged by :func:`drawing_scale`.
+    """
+    metadata = Metadata().set(thing_classes=list(class_names))
+    visualizer = LabelVisualizer(image, metadata, drawing_scale(image))
+    found = list(zip(instances.pred_classes.tolist(), instances.scores.tolist()))
+    visualizer.overlay_instances(
+        boxes=instances.pred_boxes.to("cpu"),
+        labels=[f"{visualizer.class_names[label]} {score:.0%}" for label, score in found],
+        # steps of the golden ratio keep the hues of any number of classes apart
+        assigned_colors=[hsv_to_rgb((label * 0.618034 % 1, 0.85, 0.95)) for label, _ in found],
+    )
+    return visualizer.get_output().get_image()
 
 
 def draw_predictions(
@@ -94,11 +120,11 @@ def predictions(
             predicted = left.draw_instance_predictions(instances)
             wanted = right.draw_dataset_dict(truth[record["image_id"]])
             both = np.concatenate((predicted.get_image(), wanted.get_image()), axis=1)
-            images[_unused_name(Path(record["file_name"]).stem, images)] = both
+            images[unused_name(Path(record["file_name"]).stem, images)] = both
     return list(images.items())
 
 
-def _unused_name(stem: str, used: Container[str]) -> str:
+def unused_name(stem: str, used: Container[str]) -> str:
     """A name that is not used yet: "NAME", "NAME-2", "NAME-3" and so on."""
     names = (stem if number == 1 else f"{stem}-{number}" for number in numbers_from(1))
     return next(name for name in names if name not in used)
