@@ -46,6 +46,7 @@ def test_help_and_environment_need_no_library(arguments):
     "arguments",
     [
         ["train", "--config-file", "any.py"],
+        ["predict", "--weights", "any.pth", "--input", "any.jpg", "--output", "out"],
         ["eval", "--config-file", "any.py"],
         ["analyze", "--config-file", "any.py"],
         ["visualize", "data", "--config-file", "any.py"],

@@ -13,6 +13,7 @@ PROGRAM = "dab-detr"
 # name -> the module in this folder whose main(arguments, program) runs it, and a description
 COMMANDS = {
     "train": ("train", "train a model from a config, or continue with --resume"),
+    "predict": ("predict", "detect objects in images and videos, and draw them"),
     "eval": ("evaluate", "evaluate a checkpoint"),
     "convert": ("convert", "convert a checkpoint between layouts"),
     "analyze": ("analyze", "print parameters and GFLOPs of a model, or the memory to train it"),
