@@ -24,7 +24,8 @@ test: $(READY_TO_TEST)  ## run all tests except the long ones; ARGS="-k name" se
 	$(PYTEST) -m "not long" $(ARGS)
 
 test-fast: $(READY_TO_TEST)  ## only tests of model, checkpoints and configs, for quick edit cycles
-	$(PYTEST) -m "not long" tests/modeling tests/checkpoint tests/test_config.py $(ARGS)
+	$(PYTEST) -m "not long" tests/modeling tests/checkpoint \
+		tests/test_config.py tests/test_yaml_config.py tests/test_moved.py tests/test_options.py $(ARGS)
 
 test-all: $(READY_TO_TEST)  ## run all tests, as CI does
 	$(PYTEST) $(ARGS)
