@@ -129,3 +129,7 @@ def test_other_data_and_another_schedule_are_reported():
     assert changes == ["other images of dataloader.train"]
     _, changes = resumed(course(max_iter=9), 3, max_iter=9, images=40, schedule=LINEAR)
     assert changes == ["images of dataloader.train 32 -> 40", "another lr_multiplier"]
+
+
+def test_fewer_images_than_a_batch_has_make_an_epoch_of_one_step():
+    assert course(batch_size=8, images=5, epochs=3).max_iter == 3
