@@ -1,12 +1,10 @@
 """Packaging. Sources are in projects/dab_detr, configs in configs; both install as `dab_detr`."""
 
-import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-PACKAGE = ROOT / "projects" / "dab_detr"
 
 
 def config_packages() -> dict[str, str]:
@@ -21,8 +19,9 @@ TIMM = ["timm>=1.0"]
 FAST_EVAL = ["faster-coco-eval>=1.6"]
 SLURM = ["submitit>=1.5"]
 BENCHMARK = ["transformers>=5"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"]
 SUPERVISION = ["supervision>=0.25"]
-# transformers has another implementation to compare with, scikit-learn handwritten digits
+# transformers is the second witness of the model's numbers; scikit-learn has handwritten digits
 TEST = [
     "pytest>=9.2",
     "pytest-xdist>=3.6",
@@ -32,11 +31,12 @@ TEST = [
     *SLURM,
     *BENCHMARK,
     *SUPERVISION,
+    *EXPORT,
 ]
 
 setup(
     name="dab_detr",
-    version=re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1],
+    version="0.1.0",
     description="DAB-DETR (dynamic anchor boxes as queries of a transformer) for Detectron2",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
@@ -71,6 +71,7 @@ setup(
         "slurm": SLURM,
         "benchmark": BENCHMARK,
         "supervision": SUPERVISION,
+        "export": EXPORT,
         "test": TEST,
         "dev": [*TEST, "ruff", "cosmic-ray>=8.4"],
     },

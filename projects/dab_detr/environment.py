@@ -13,6 +13,11 @@ import dab_detr
 _OPTIONAL = {
     "timm": "backbones of timm, ViT and MViTv2",
     "faster-coco-eval": "faster evaluation",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export to ONNX and its use",
+    "openvino": "export to OpenVINO and its use",
+    "nncf": "export in int8",
     "supervision": "predictions as supervision.Detections",
     "submitit": "training under SLURM",
     "transformers": "comparisons with its DAB-DETR in tests and benchmark",
@@ -29,8 +34,6 @@ _REQUIRED = (
     "pycocotools",
     "scipy",
     "numpy",
-    "tabulate",
-    "tqdm",
     "matplotlib",
     "pillow",
     "tensorboard",
@@ -67,7 +70,7 @@ def _version(name: str) -> str | None:
 def _detectron2(check: bool) -> str:
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
-        return "missing: run `make setup`, or see its installation guide"
+        return "missing: run `make setup`, or install it as its own documentation says"
     if check:
         try:
             importlib.import_module("detectron2")

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from dab_detr.errors import InputError, listed, one_line
+from dab_detr.errors import InputError, listed
 
 # required fields of COCO's format
 _FIELDS = {
@@ -38,7 +38,7 @@ def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
             # spreadsheets and editors write a byte order mark
             content = json.loads(file.read().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = one_line(error)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"The annotations {path} cannot be read as JSON ({reason}).") from error
     if not isinstance(content, dict):
         raise InputError(

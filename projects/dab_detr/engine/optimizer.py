@@ -1,7 +1,6 @@
 """Learning rates by parameter, for Detectron2's ``get_default_optimizer_params``.
 
-A module of its own, because YAML configs may call everything that it defines, see
-:mod:`dab_detr.yaml_config`.
+YAML configs may call everything defined here, see :mod:`dab_detr.yaml_config`.
 """
 
 from collections.abc import Callable

@@ -9,6 +9,8 @@ from dab_detr.modeling.structures import Encoding, Memory
 
 # Larger float16 queries would only overflow: the softmax is already one-hot at this size.
 _FLOAT16_QUERY_LIMIT = 4096.0
+# PyTorch 2.6 does not have it yet
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def require_heads(part: str, d_model: int, num_heads: int) -> None:
@@ -46,7 +48,8 @@ def multi_head_attention(
     width = value.shape[-1]
     # PyTorch's fused kernels, which save a third of the time on a CPU, need values as wide as the
     # queries. A trace, for counting operations or export, is better without the padding.
-    if width < query.shape[-1] and not torch.jit.is_tracing():
+    is_traced = torch.jit.is_tracing() or _is_exporting()
+    if width < query.shape[-1] and not is_traced:
         value = F.pad(value, (0, query.shape[-1] - width))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
     return out[..., :width].transpose(1, 2).flatten(-2)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -76,12 +75,9 @@ def shrink_mask(padding_mask: Tensor, size: torch.Size) -> Tensor:
         bool ``(B, h, w)``.
     """
     rows, columns = (
-        # index of the nearest pixel of each cell, as if the whole mask were resized
-        F.interpolate(
-            torch.arange(pixels, device=padding_mask.device).float()[None, None],
-            size=cells,
-            mode="nearest",
-        )[0, 0].long()
+        # The pixel of each cell. In integers, because runtimes of exported files round the scale
+        # in other ways, and would be one pixel off for many sizes.
+        torch.arange(cells, device=padding_mask.device) * pixels // cells
         for pixels, cells in zip(padding_mask.shape[-2:], size)
     )
     return padding_mask[:, rows][:, :, columns]

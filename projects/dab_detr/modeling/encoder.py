@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 
 from dab_detr.modeling.attention import EncoderSelfAttention, require_heads
-from dab_detr.modeling.initialization import defer_initialization
-from dab_detr.modeling.mlp import MLP, FeedForward
+from dab_detr.modeling.feed_forward import FeedForward
+from dab_detr.modeling.initialization import drawn_later
+from dab_detr.modeling.mlp import MLP
 
 
 class EncoderLayer(nn.Module):
@@ -48,7 +49,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         require_heads("encoder", d_model, num_heads)
-        with defer_initialization():
+        with drawn_later():
             self.layers = nn.ModuleList(
                 EncoderLayer(d_model, num_heads, ffn_dim, dropout) for _ in range(num_layers)
             )

@@ -94,14 +94,8 @@ class DABDETR(nn.Module):
 
     @property
     def core(self) -> Core:
-        """The same modules as a model on tensors only, in the same mode.
-
-        A new one at each access: ``train`` and ``eval`` of it act on the modules, hooks set on it
-        are not those of the next one.
-        """
-        core = Core(self.backbone, self.in_feature, self.input_proj, self.transformer)
-        core.training = self.training
-        return core
+        """The same modules as a model on tensors only."""
+        return Core(self.backbone, self.in_feature, self.input_proj, self.transformer)
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +129,7 @@ class DABDETR(nn.Module):
         targets = self._targets([x["instances"] for x in batched_inputs])
         outputs = self.core.outputs(
             images.tensor,
-            _padding_mask(images),
+            padding_mask_of(images),
             all_layers=True,
             targets=targets if self.transformer.queries.uses_targets else None,
         )
@@ -153,7 +147,7 @@ class DABDETR(nn.Module):
             As :meth:`inference`.
         """
         images = self.preprocess_image(batched_inputs)
-        logits = self.core(images.tensor, _padding_mask(images))
+        logits = self.core(images.tensor, padding_mask_of(images))
         return self.inference(*logits, images.image_sizes)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -224,7 +218,7 @@ def _single_level(in_features: str | Sequence[str], backbone: Backbone) -> str:
     return names[0]
 
 
-def _padding_mask(images: ImageList) -> Tensor | None:
+def padding_mask_of(images: ImageList) -> Tensor | None:
     """Bool ``(B, H, W)``, True where a pixel is padding; None when no image is padded.
 
     A trace always has a mask, so that it is valid for other sizes.

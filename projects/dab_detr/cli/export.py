@@ -1,0 +1,51 @@
+"""``dab-detr export``: exports a trained model to a file for inference elsewhere."""
+
+import argparse
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "dab-detr export") -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Export a trained model: uint8 pixels (B, C, H, W) and image sizes in; boxes, "
+        "scores and labels out. The file is compared with the model before it is written.",
+    )
+    parser.add_argument("--weights", required=True, metavar="W", help="a checkpoint")
+    parser.add_argument(
+        "--config-file", metavar="F", help="for checkpoints that do not have the model's config"
+    )
+    parser.add_argument("--format", required=True, choices=("onnx", "openvino", "torch_export"))
+    parser.add_argument("--precision", choices=("fp32",), default="fp32")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="ends in .onnx; .xml for OpenVINO, which writes a .bin beside it; .pt2 for "
+        "torch_export",
+    )
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the file with the model on images of coloured blocks (default)",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    args = parser.parse_args(arguments)
+
+    from dab_detr.inference.export import check_output, export_model, metadata_of
+    from dab_detr.inference.loading import load
+
+    # before anything that takes time
+    check_output(args.output, args.format, force=args.force)
+    loaded = load(args.weights, args.config_file, "cpu")
+    export_model(
+        loaded.model,
+        args.output,
+        metadata_of(loaded, args.precision),
+        format=args.format,
+        check=args.check,
+        force=args.force,
+    )
+    print(f"{args.output} written")
+    return 0

@@ -1,0 +1,105 @@
+"""Writes a traced model as an ONNX, OpenVINO or torch.export file."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from dab_detr.errors import InputError
+from dab_detr.exported import INPUTS, KEY, OUTPUTS, ExportMetadata
+
+# the first one with LayerNormalization is 17; PyTorch writes 18 without conversion
+_OPSET = 18
+_DIMENSIONS = {0: "batch", 2: "height", 3: "width"}
+
+
+def write_onnx(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
+    """Write an ONNX file with the weights inside and the description in ``metadata_props``."""
+    onnx = require("onnx", "onnxscript")
+    with _quiet():
+        model = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            external_data=False,
+            verbose=False,
+        ).model_proto
+    _name_dimensions(model)
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    onnx.save(model, path)
+
+
+def write_openvino(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
+    """Write ``path`` (.xml) and the weights beside it (.bin), with the description inside.
+
+    The weights are in float16 for that precision.
+    """
+    openvino = require("openvino")
+    onnx_path = path.with_suffix(".onnx")
+    write_onnx(program, onnx_path, metadata)
+    model = openvino.convert_model(onnx_path)
+    save_openvino(model, path, metadata)
+
+
+def save_openvino(model, path: Path, metadata: ExportMetadata) -> None:
+    """Write an OpenVINO model with the description in its ``rt_info``."""
+    openvino = require("openvino")
+    model.set_rt_info(metadata.to_json(), KEY)
+    openvino.save_model(model, path, compress_to_fp16=metadata.precision == "fp16")
+
+
+def write_torch_export(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
+    """Write a file for ``torch.export.load``, with the description as an extra file."""
+    with _quiet():
+        torch.export.save(program, path, extra_files={KEY: metadata.to_json()})
+
+
+def require(*names: str):
+    """Import the packages of the extra ``export``; returns the first.
+
+    Raises:
+        InputError: if one is missing.
+    """
+    import importlib
+
+    try:
+        return [importlib.import_module(name) for name in names][0]
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The export needs {error.name}: pip install 'dab_detr[export]'."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and its notes on its own calls off the console."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_dimensions(model) -> None:
+    """Name the dimensions of inputs and outputs; the exporter calls them s81 or similar."""
+    pixels = next(x for x in model.graph.input if x.name == "pixels")
+    dimensions = pixels.type.tensor_type.shape.dim
+    names = {dimensions[axis].dim_param: name for axis, name in _DIMENSIONS.items()}
+    for value in (*model.graph.input, *model.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in names:
+                dimension.dim_param = names[dimension.dim_param]
+    # shapes of intermediate values are in terms of the old names
+    del model.graph.value_info[:]
