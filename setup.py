@@ -1,10 +1,12 @@
 """Packaging. Sources are in projects/dab_detr, configs in configs; both install as `dab_detr`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+PACKAGE = ROOT / "projects" / "dab_detr"
 
 
 def config_packages() -> dict[str, str]:
@@ -21,7 +23,7 @@ SLURM = ["submitit>=1.5"]
 BENCHMARK = ["transformers>=5"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"]
 SUPERVISION = ["supervision>=0.25"]
-# transformers is the second witness of the model's numbers; scikit-learn has handwritten digits
+# transformers has another implementation to compare with, scikit-learn handwritten digits
 TEST = [
     "pytest>=9.2",
     "pytest-xdist>=3.6",
@@ -36,7 +38,7 @@ TEST = [
 
 setup(
     name="dab_detr",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1],
     description="DAB-DETR (dynamic anchor boxes as queries of a transformer) for Detectron2",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",

@@ -222,7 +222,7 @@ def own_data(tmp_path):
         return str(folder), str(file)
 
     yield write
-    for name in ("own_train", "own_val"):
+    for name in ("custom_train", "custom_val"):
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)

@@ -1,3 +1,5 @@
+import inspect
+
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
@@ -51,6 +53,28 @@ def test_every_config_loads_and_instantiates(name):
     # all references to other keys resolve
     OmegaConf.to_container(cfg.train, resolve=True)
     assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
+
+
+def test_the_parts_have_the_configs_values_as_defaults():
+    """Whoever builds them without a config has the paper's model, too."""
+    model = OmegaConf.to_container(get_config("models/dab_detr_r50.py").model, resolve=True)
+    compared = []
+
+    def visit(node):
+        if isinstance(node, dict):
+            target = node.get("_target_")
+            if getattr(target, "__module__", "").startswith("dab_detr."):
+                for name, parameter in inspect.signature(target).parameters.items():
+                    # what has to be given, or is built of other parts, has no value to compare
+                    if parameter.default not in (inspect.Parameter.empty, None):
+                        value = node.get(name, parameter.default)
+                        assert parameter.default == (tuple(value) if type(value) is list else value)
+                        compared.append(name)
+            for value in node.values():
+                visit(value)
+
+    visit(model)
+    assert {"modulate_hw_attention", "num_heads", "giou_weight", "pixel_mean"} <= set(compared)
 
 
 def test_a_copy_of_a_config_shares_nothing_but_its_objects():

@@ -134,7 +134,7 @@ def test_what_is_left_out_is_left_to_the_cluster(tool, capsys):
 @pytest.mark.parametrize(
     "time, minutes", [("90", 90), ("1:30:00", 90), ("36:00:01", 2161), ("1-00:00:00", 1440)]
 )
-def test_time_is_told_in_minutes(tool, capsys, time, minutes):
+def test_time_is_given_in_minutes(tool, capsys, time, minutes):
     assert f"#SBATCH --time={minutes}" in dry_run(tool, capsys, "--time", time, "--", *CONFIG)
 
 
@@ -188,14 +188,14 @@ def test_a_wrong_config_is_not_submitted(tool, cluster, tmp_path, capsys, argume
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_slurm_is_told(tool, monkeypatch, tmp_path, capsys):
+def test_no_slurm_is_reported(tool, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert tool.main(["--", *CONFIG]) == 1
     assert "There is no sbatch on this machine" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_submitit_is_told(tool, monkeypatch, capsys):
+def test_missing_submitit_is_reported(tool, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert tool.main(["--dry-run", "--", *CONFIG]) == 1
     assert "pip install 'dab_detr[slurm]'" in capsys.readouterr().err

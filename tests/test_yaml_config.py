@@ -69,7 +69,7 @@ def test_what_version_0_1_wrote_loads_though_classes_have_moved():
     assert cfg.evaluator_class is VOCEvaluator
 
 
-def test_a_config_that_imports_what_has_moved_is_told_where_it_is(tmp_path):
+def test_a_config_that_imports_what_has_moved_gets_the_new_name(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from dab_detr.engine.voc_evaluator import VOCEvaluator\n")
     with pytest.raises(InputError, match="is now in dab_detr.evaluation.voc_evaluator"):

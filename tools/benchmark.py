@@ -23,10 +23,10 @@ from dab_detr.files import atomic_write
 
 # options that a mode does not use
 UNUSED = {
-    "infer": ("series", "layers", "objects"),
-    "train": ("series", "layers", "objects"),
-    "matcher": ("size", "dtype", "compile", "series"),
-    "criterion": ("size", "dtype", "compile", "series"),
+    "infer": ("sweep", "layers", "objects"),
+    "train": ("sweep", "layers", "objects"),
+    "matcher": ("size", "dtype", "compile", "sweep"),
+    "criterion": ("size", "dtype", "compile", "sweep"),
     "scaling": ("size", "batch", "compile", "profile", "layers", "objects"),
 }
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--objects", type=int, default=50, help="per image, for matcher and criterion"
     )
     parser.add_argument(
-        "--series",
+        "--sweep",
         action="append",
         choices=list(SWEEPS),
         help="for scaling: only this sweep; repeatable",

@@ -44,7 +44,9 @@ PROBES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the virtual environment, made if missing")
-    folder = parser.parse_args().folder.resolve()
+    parser.add_argument("--extras", default="", help="of setup.py to install, e.g. dev")
+    args = parser.parse_args()
+    folder = args.folder.resolve()
     if sys.version_info < OLDEST:
         sys.exit(
             f"bootstrap: {sys.executable} is Python {'.'.join(map(str, sys.version_info[:2]))}; "
@@ -73,7 +75,8 @@ def main() -> None:
             require_working(python, name)
         install_detectron2(python, pip, folder, site_packages)
         # setuptools is installed: an isolated build would download another one
-        run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
+        extras = f"[{args.extras}]" if args.extras else ""
+        run([*pip, "--no-build-isolation", "--editable", f"{ROOT}{extras}"])
     place = query(python, "import dab_detr; print(dab_detr.__path__[0])")
     if Path(place) != ROOT / "projects" / "dab_detr":
         sys.exit(

@@ -69,6 +69,7 @@ model = L(DABDETR)(
         giou_weight=2.0,
         focal_alpha=0.25,
         focal_gamma=2.0,
+        class_target=None,
     ),
     # RGB, ImageNet
     pixel_mean=[123.675, 116.28, 103.53],

@@ -9,7 +9,7 @@ inference, and ``keep_freed_memory()`` makes programs on a CPU faster.
 import logging
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Warnings about Detectron2's own calls, which a user cannot change. At the end of the list, so that
 # -W and the user's filters take precedence.

@@ -1,6 +1,7 @@
 """Loads LazyConfigs by name or path, and adds the keys for Detectron2's YAML configs."""
 
 import copy
+import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 from dab_detr.moved import MOVED_MODULES, refuse_moved_keys
 from dab_detr.overrides import apply_override
 from dab_detr.yaml_config import read_yaml
@@ -38,8 +39,12 @@ def config_file(name: str | os.PathLike) -> str:
     for candidate in (path, config_directory() / own):
         if candidate.is_file():
             return str(candidate)
+    configs = list_configs()
+    same_name = [config for config in configs if Path(config).stem == path.stem]
+    close = same_name or difflib.get_close_matches(own.as_posix(), configs, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
     raise InputError(
-        f"There is no config file {path}; the project's configs are {', '.join(list_configs())}."
+        f"There is no config file {path}.{hint} The project's configs are {', '.join(configs)}."
     )
 
 
@@ -72,7 +77,7 @@ def get_config(name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictCo
             moved = MOVED_MODULES.get(error.name) if isinstance(error, ImportError) else None
             hint = f" (its content is now in {moved})" if moved else ""
             raise InputError(
-                f"The config file {path} cannot be loaded: {_one_line(error)}{hint}"
+                f"The config file {path} cannot be loaded: {one_line(error)}{hint}"
             ) from error
     _refuse_moved_keys(cfg, f"The config file {path}")
     for override in overrides:
@@ -126,7 +131,7 @@ def build(cfg: DictConfig, section: str) -> Any:
     ) as error:
         # the message of a KeyError is only the key
         raise InputError(
-            f"The config's section {section} cannot be built: {_one_line(error)}"
+            f"The config's section {section} cannot be built: {one_line(error)}"
         ) from error
 
 
@@ -138,10 +143,6 @@ def target_of(node: Mapping) -> Callable | None:
     except Exception:
         return None
     return target if callable(target) else None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def add_dab_detr_config(cfg: CfgNode) -> None:

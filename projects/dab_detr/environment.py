@@ -34,6 +34,8 @@ _REQUIRED = (
     "pycocotools",
     "scipy",
     "numpy",
+    "tabulate",
+    "tqdm",
     "matplotlib",
     "pillow",
     "tensorboard",
@@ -70,7 +72,7 @@ def _version(name: str) -> str | None:
 def _detectron2(check: bool) -> str:
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
-        return "missing: run `make setup`, or install it as its own documentation says"
+        return "missing: run `make setup`, or see its installation guide"
     if check:
         try:
             importlib.import_module("detectron2")

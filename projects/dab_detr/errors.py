@@ -13,6 +13,12 @@ class InputError(Exception):
     """A mistake in a file, key or value; the message names it and says what to do."""
 
 
+def one_line(error: Exception, *, with_type: bool = True) -> str:
+    """The text of an exception without line breaks, at most 300 characters."""
+    text = f"{type(error).__name__}: {error}" if with_type else str(error)
+    return " ".join(text.split())[:300]
+
+
 def listed(names: Sequence[str]) -> str:
     """The first three names and the number of the others."""
     further = len(names) - _NAMED

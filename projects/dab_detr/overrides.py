@@ -7,7 +7,7 @@ from detectron2.config import LazyConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 from dab_detr.moved import MOVED_KEYS, refuse_moved_keys
 
 
@@ -39,7 +39,7 @@ def apply_override(cfg: DictConfig, override: str) -> None:
             if isinstance(before, bool) and not _may_be_switch(value):
                 raise InputError(f"{key} is {value!r}; True or False is needed.")
             if isinstance(before, DictConfig) and isinstance(value, list):
-                raise ValueError("it has keys of its own.")
+                raise ValueError("it is a section.")
             OmegaConf.update(cfg, key, value, merge=True)
             # a reference to another key, ${...}, has to resolve
             OmegaConf.select(cfg, key)
@@ -48,7 +48,8 @@ def apply_override(cfg: DictConfig, override: str) -> None:
     except Exception as error:
         name = key.lstrip("+")
         raise InputError(
-            f"The override {override!r} cannot be applied: {_one_line(error)} (A list is written "
+            f"The override {override!r} cannot be applied: {one_line(error, with_type=False)} "
+            "(A list is written "
             f"[a,b]; text with special characters in quotes of its own: '{name}=\"a, b\"'.)"
         ) from error
 
@@ -63,7 +64,7 @@ def _value(override: str, text: str, *, is_text: bool) -> object:
     try:
         parsed = OverridesParser.create().parse_override(override)
         if parsed.is_sweep_override():
-            raise ValueError("it stands for several values.")
+            raise ValueError("it is a sweep; one value is needed.")
         value = parsed.value()
     except Exception:
         # Hydra does not accept non-Latin characters, not even in lists
@@ -131,7 +132,3 @@ def _keys(cfg: DictConfig) -> list[str]:
 
     visit(OmegaConf.to_container(cfg, resolve=False), "")
     return keys
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from dab_detr.config import target_of
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 from dab_detr.moved import current_name
 from dab_detr.yaml_config import locate_in
 
@@ -55,7 +55,7 @@ def settings_to_store(cfg: DictConfig) -> dict[str, Any]:
         )
         settings["model_config"] = _plain(model, "model")
     except (ValueError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, with_type=False)
         logger.warning(
             f"The checkpoints will not contain the model's config ({reason}): keep the config, "
             "which is needed to use them."

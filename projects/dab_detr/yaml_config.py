@@ -14,7 +14,7 @@ import yaml
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 from dab_detr.moved import current_name, use_current_names
 
 # modules whose classes and functions a file may name
@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> DictConfig:
         use_current_names(content)
         _check(content)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, with_type=False)
         raise InputError(f"The config file {path} cannot be loaded: {reason}") from error
     return OmegaConf.create(content, flags={"allow_objects": True})
 

@@ -87,7 +87,7 @@ def test_classes_91_to_80_and_back():
     assert len(state[CLASS_HEAD]) == 7
 
 
-def test_another_number_of_classes_starts_the_head_anew_for_training_only(tmp_path, caplog):
+def test_another_number_of_classes_starts_a_new_head_for_training_only(tmp_path, caplog):
     path = save_official(random_checkpoint("official_r50"), tmp_path / "checkpoint.pth")
     model = model_of("official_r50", num_classes=7)
     with pytest.raises(InputError, match="91 classes, the model 7"):

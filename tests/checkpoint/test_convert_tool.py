@@ -33,7 +33,7 @@ def test_the_tool_refuses_what_it_cannot_write(tool, official, tmp_path, capsys)
     torch.save({"model": {"x": "text"}}, empty)
     for arguments, words in (
         ([source, tmp_path / "out.onnx"], "has to end in .pth"),
-        ([source, tmp_path / "folder.pth", "--force"], "directory of something else"),
+        ([source, tmp_path / "folder.pth", "--force"], "directory without config.json"),
         ([resnet, tmp_path / "out.pth", "--to", "official"], "not for a backbone"),
         ([resnet, tmp_path / "out.pth", "--num-classes", "80"], "no classes to change"),
         ([empty, tmp_path / "out.pth"], "is not a dictionary of tensors: 'x' is a str"),

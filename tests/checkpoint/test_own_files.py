@@ -189,7 +189,7 @@ def head(rows):
 
 
 def loaded_rows(small_model, tmp_path, names, wanted, count=None, *, complete=False, rows=None):
-    """Which row of a file each class of a model gets; None for one that starts anew."""
+    """Which row of a file each class of a model gets; None for a new one."""
     model = small_model(num_classes=rows or len(names))
     state = model.state_dict() | head(rows or len(names))
     source = Checkpointer(model, complete=True, class_names=names)
@@ -255,7 +255,7 @@ def test_the_tool_asks_whose_91_classes_they_are(small_model, tmp_path, load_too
     assert convert(call) == 0
     raw = read_checkpoint(tmp_path / "raw.safetensors")
     assert raw["description"]["class_names"] == list(RAW_COCO_NAMES)
-    # those of a name that is not COCO's start anew
+    # those of a name that is not COCO's are new
     names = [f"part {i}" for i in range(91)]
     description = Checkpointer(model, complete=True, class_names=names).description()
     write_state(state, tmp_path / "own.pth", description)

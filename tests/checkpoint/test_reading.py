@@ -237,7 +237,7 @@ def test_objects_are_refused_without_advice_to_trust_them(tmp_path, value, name,
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"\x80\x04K\x01.", b"PK\x03\x04", b"\x80\x02cx\n"]
 )
-def test_damage_is_told_without_colours_and_advice(tmp_path, content):
+def test_damage_is_reported_without_colours_and_advice(tmp_path, content):
     file = tmp_path / "file.pth"
     file.write_bytes(content)
     with pytest.raises(InputError) as caught:

@@ -66,7 +66,7 @@ def test_the_other_commands_say_how_to_get_detectron2(arguments):
     [
         (["trian"], "'trian'; did you mean train?"),
         (["visualise", "data"], "'visualise'; did you mean visualize data?"),
-        (["visualize"], "'visualize'; did you mean visualize data?"),
+        (["visualize", "dat"], "'visualize'; did you mean visualize data?"),
         (["xyz"], "no command 'xyz'. --help lists them."),
     ],
 )
@@ -80,6 +80,14 @@ def test_without_a_command_the_help_is_shown(capsys):
     assert "Commands:" in capsys.readouterr().err
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"dab-detr {metadata.version('dab_detr')}\n"
+
+
+@pytest.mark.parametrize("option", [[], ["-h"], ["--help"]], ids=str)
+def test_the_first_word_of_a_group_lists_its_commands(option, capsys):
+    assert main(["visualize", *option]) == (0 if option else 2)
+    out, err = capsys.readouterr()
+    text = out if option else err
+    assert "  visualize data " in text and "convert" not in text
 
 
 def test_the_command_is_installed():

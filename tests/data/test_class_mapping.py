@@ -51,7 +51,7 @@ def fed(monkeypatch):
 
     def watched(self, batched_inputs, **arguments):
         if self.training:
-            names = MetadataCatalog.get("own_train").thing_classes
+            names = MetadataCatalog.get("custom_train").thing_classes
             for sample in batched_inputs:
                 for label in sample["instances"].gt_classes.tolist():
                     seen.add((Path(sample["file_name"]).name, names[label]))
@@ -70,7 +70,7 @@ def test_the_model_learns_the_classes_of_the_file(data, fed, in_process, tmp_pat
     assert code == 0
     assert fed == {(f"{image}.png", NAMES[category]) for image, category, _ in OBJECTS}
     # what the model's outputs mean is said by the file, in the order of its ids
-    assert MetadataCatalog.get("own_train").thing_classes == [NAMES[k] for k in sorted(NAMES)]
+    assert MetadataCatalog.get("custom_train").thing_classes == [NAMES[k] for k in sorted(NAMES)]
     head = torch.load(tmp_path / "out" / "model_final.pth")["model"]
     assert len(head["transformer.decoder.class_head.bias"]) == len(NAMES)
 

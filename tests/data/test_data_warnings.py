@@ -51,23 +51,23 @@ def categories(*entries):
 ROOT = (0, "animals", "none"), (5, "cat", "animals"), (9, "dog", "animals")
 WARNED = {
     "relative": (
-        r"All boxes of 'own_train' \(.*train.json\) are within 0..1",
+        r"All boxes of 'custom_train' \(.*train.json\) are within 0..1",
         boxes([0.1, 0.2, 0.5, 0.3]),
         None,
     ),
     "corners": (
-        r"Most boxes of 'own_train' \(.*train.json\) extend beyond",
+        r"Most boxes of 'custom_train' \(.*train.json\) extend beyond",
         boxes([30, 20, 60, 40]),
         None,
     ),
-    "crowds": (r"'own_val' \(.*val.json\) has crowd regions only", None, boxes(iscrowd=1)),
+    "crowds": (r"'custom_val' \(.*val.json\) has crowd regions only", None, boxes(iscrowd=1)),
     "root": (r"class 'animals' of \S+train.json has no annot", *[categories(*ROOT)] * 2),
     "areas": ("4 areas are not positive numbers; the areas of the boxes", boxes(area=-3), None),
 }
 
 
 @pytest.mark.parametrize("case", WARNED)
-def test_what_is_probably_not_as_meant_is_said(run, case):
+def test_what_is_probably_not_as_meant_is_reported(run, case):
     words, *changes = WARNED[case]
     code, log = run(*changes)
     assert code == 0 and len(re.findall(words, log)) == 1
@@ -90,8 +90,8 @@ def test_a_root_with_the_name_of_a_class_is_no_class(run, order, above):
     change = categories(*[(0, "cat", above), (5, "cat", "cat"), (9, "dog", "cat")][::order])
     code, log = run(change, change)
     assert code == 0
-    assert MetadataCatalog.get("own_train").thing_classes == ["cat", "dog"]
-    assert MetadataCatalog.get("own_val").thing_dataset_id_to_contiguous_id == {5: 0, 9: 1}
+    assert MetadataCatalog.get("custom_train").thing_classes == ["cat", "dog"]
+    assert MetadataCatalog.get("custom_val").thing_dataset_id_to_contiguous_id == {5: 0, 9: 1}
 
 
 def test_a_byte_order_mark_is_read(run, tmp_path):
@@ -146,7 +146,7 @@ def test_images_that_cannot_be_evaluated_are_found_before_the_first_step(
     )  # fmt: skip
     assert code == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
-    found = r"1 images of the data set .own_val. \(.*\) do not exist or .*3.png"
+    found = r"1 images of the data set .custom_val. \(.*\) do not exist or .*3.png"
     assert re.search(found, last), last
     assert not (tmp_path / "out").exists()
 
@@ -159,7 +159,9 @@ def test_remote_images_are_looked_for_as_well(run, capsys, address):
     code, _ = run(None, elsewhere)
     assert code == 1
     *_, last = capsys.readouterr().err.strip().splitlines()
-    assert re.search(f"1 images of the data set 'own_val' .* The image {address} cannot be", last)
+    assert re.search(
+        f"1 images of the data set 'custom_val' .* The image {address} cannot be", last
+    )
 
 
 def test_images_of_another_size_are_found_before_the_first_step(run, capsys, tmp_path):

@@ -79,7 +79,7 @@ def test_every_kind_of_image_is_read(tmp_path, kind):
 
 
 # how a camera's pixels have to be turned for each value of the EXIF orientation
-TURNS = {
+ROTATIONS = {
     1: lambda x: x,
     2: np.fliplr,
     3: lambda x: np.rot90(x, 2),
@@ -97,9 +97,9 @@ def turned_file(path, orientation):
     return save(path / f"{orientation}.png", Image.fromarray(RGB), exif=exif)
 
 
-@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("orientation", ROTATIONS)
 def test_the_exif_orientation_is_followed(tmp_path, orientation):
-    expected = TURNS[orientation](RGB)
+    expected = ROTATIONS[orientation](RGB)
     file = turned_file(tmp_path, orientation)
     np.testing.assert_array_equal(read_image(file), expected)
     np.testing.assert_array_equal(read_image(file, size=expected.shape[:2]), expected)
@@ -126,7 +126,7 @@ def test_a_wrong_value_beside_the_exif_orientation_does_not_matter(tmp_path):
     wrong = struct.pack("<HHLl", 0x0128, 9, 1, -5)
     block = struct.pack("<2sHLH", b"II", 42, 8, 2) + orientation + wrong + bytes(4)
     file = save(tmp_path / "6.png", Image.fromarray(RGB), exif=b"Exif\0\0" + block)
-    np.testing.assert_array_equal(read_image(file), TURNS[6](RGB))
+    np.testing.assert_array_equal(read_image(file), ROTATIONS[6](RGB))
 
 
 def truncated(path):
@@ -168,7 +168,7 @@ def test_the_mapper_turns_the_image_that_its_boxes_are_on(tmp_path):
     crowd = {**box, "iscrowd": 1}
     record = {"file_name": turned_file(tmp_path, 6), "height": 6, "width": 4}
     sample = mapper({**record, "annotations": [box, crowd]})
-    expected = np.fliplr(TURNS[6](RGB)).transpose(2, 0, 1)
+    expected = np.fliplr(ROTATIONS[6](RGB)).transpose(2, 0, 1)
     assert torch.equal(sample["image"], torch.as_tensor(expected.copy()))
     assert sample["instances"].gt_boxes.tensor.tolist() == [[2, 1, 4, 3]]
     evaluated = DetectionMapper(is_train=False, augmentations=[], image_format="RGB")(

@@ -1,4 +1,4 @@
-"""Training on one's own files: what is wrong with them is said, what can be mended is."""
+"""Training on one's own files: wrong files are reported, correctable ones corrected."""
 
 import json
 import math
@@ -145,7 +145,11 @@ WRONG = {
         all_images_elsewhere,
         "4 images of the training data, 4 do not exist",
     ),
-    "missing to evaluate": ("val", image(0, file_name="gone.png"), "1 images of .*'own_val'.*gone"),
+    "missing to evaluate": (
+        "val",
+        image(0, file_name="gone.png"),
+        "1 images of .*'custom_val'.*gone",
+    ),
     "boxes of no size only": ("train", all_boxes(bbox=[3, 3, 0, 5]), "no box to train on"),
     "crowds only": ("train", all_boxes(iscrowd=1), "no box to train on"),
 }
@@ -263,7 +267,7 @@ def untidy(content):
     content["images"][3]["file_name"] = "gone.png"
 
 
-def test_what_can_be_mended_is_and_is_reported(own_data, run, tmp_path, capsys):
+def test_what_can_be_corrected_is_and_is_reported(own_data, run, tmp_path, capsys):
     train = own_data("train", untidy)
     assert run(train, own_data("val")) == 0, capsys.readouterr().err
     report = (tmp_path / "out" / "log.txt").read_text()
@@ -279,13 +283,13 @@ def test_what_can_be_mended_is_and_is_reported(own_data, run, tmp_path, capsys):
         assert re.search(line, report), line
 
 
-def test_the_ground_truth_is_mended_in_the_same_way(own_data, run):
+def test_the_ground_truth_is_corrected_in_the_same_way(own_data, run):
     def untidy_but_there(content):
         untidy(content)
         content["images"][3]["file_name"] = "4.png"
 
     assert run(own_data("train"), own_data("val", untidy_but_there)) == 0
-    records = DatasetCatalog.get("own_val")
+    records = DatasetCatalog.get("custom_val")
     objects = [(r["image_id"], a) for r in records for a in r["annotations"]]
     assert [(i, a["bbox"], a["iscrowd"], a["area"]) for i, a in objects] == [
         (1, [0, 5, 12, 12], 0, 144),
@@ -304,7 +308,7 @@ def test_classes_come_from_the_file_and_a_checkpoint_of_others_is_fine_tuned(
     assert run(train, val) == 0
     first = torch.load(tmp_path / "out" / "model_final.pth")["model"]
     assert first["transformer.decoder.class_head.weight"].shape[0] == 2
-    assert MetadataCatalog.get("own_train").thing_classes == ["cat", "dog"]
+    assert MetadataCatalog.get("custom_train").thing_classes == ["cat", "dog"]
     results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]["bbox"]
     assert {"AP-cat", "AP-dog"} <= results.keys()
 

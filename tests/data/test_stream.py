@@ -35,7 +35,7 @@ def test_samples_follow_from_seed_and_position():
     assert SampleStream(RECORDS, draw, seed=6)[keys[0]]["drawn"] != draws[0]
 
 
-def test_the_sampler_goes_on_where_it_is_told():
+def test_the_sampler_continues_at_a_position():
     whole = list(islice(PositionSampler(TrainingSampler(10, seed=3)), 40))
     assert list(islice(PositionSampler(TrainingSampler(10, seed=3), 17), 23)) == whole[17:]
 

@@ -47,7 +47,7 @@ def test_on_a_terminal_one_line_shows_the_progress(train, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     printed, log = train("train.eval_period=1")
     assert re.search(
-        r"\rstep 1/2 .*\rstep 2/2 \S+ +loss \S+ \| AP \S+ \| \S+ images/s ETA", printed
+        r"\rstep 1/2 .*\rstep 2/2 \S+ +loss \S+ \| AP \S+ \| \S+ images/s \| ETA", printed
     )
     assert not re.search(LINE, printed) and "step 2/2 | loss" in log
     assert "\revaluation: " in printed

@@ -21,7 +21,7 @@ def course(batch_size=8, max_iter=None, epochs=4, images=32, schedule=STEPPED, n
 def resumed(before, step, **settings):
     after = course(**settings)
     after.load_state_dict(before.state_dict())
-    return after, after.go_on(step)
+    return after, after.resume(step)
 
 
 def rates(course, first):
@@ -38,7 +38,7 @@ def test_the_schedule_is_that_of_the_steps_when_nothing_changes():
     assert not changes and rates(again, 3) == rates(whole, 3) and again.samples(5) == 40
     moved = course(max_iter=7, schedule=LINEAR, name="elsewhere/{}.png")
     moved.load_state_dict(whole.state_dict())
-    assert moved.go_on(3) == []
+    assert moved.resume(3) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_another_batch_size_leaves_the_images_that_are_left(batch_size, left, af
     assert changes == [f"dataloader.train.total_batch_size 8 -> {batch_size}"]
     assert after.max_iter == 8 + left
     assert after.samples(8) == 64 and after.samples(9) == 64 + batch_size
-    assert after.share(8) == 0.5 and after.share(after.max_iter) == 1.0
+    assert after.fraction_done(8) == 0.5 and after.fraction_done(after.max_iter) == 1.0
     multipliers = rates(after, 8)
     assert multipliers == [1.0] * (left - after_drop) + [0.1] * after_drop
 
@@ -101,7 +101,7 @@ def test_length_and_batch_size_together_count_images():
     assert changes == [
         "dataloader.train.total_batch_size 8 -> 16", "train.max_iter 10 -> 5"
     ]  # fmt: skip
-    assert after.share(5) == 0.5 and after.max_iter == 5 + 3
+    assert after.fraction_done(5) == 0.5 and after.max_iter == 5 + 3
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,15 @@ def test_less_than_is_done_is_refused(settings, words):
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 16}, {"batch_size": 12}, {"max_iter": 16}])
 def test_what_is_done_stays_done(settings):
     after, _ = resumed(course(), 16, **settings)
-    assert after.max_iter == 16 and after.share(16) == 1.0 and after.samples(16) == 128
+    assert after.max_iter == 16 and after.fraction_done(16) == 1.0 and after.samples(16) == 128
 
 
-def test_other_data_and_another_schedule_are_told():
+def test_other_data_and_another_schedule_are_reported():
     _, changes = resumed(course(), 3, name="other_{}.png")
     assert changes == ["other images of dataloader.train"]
     _, changes = resumed(course(max_iter=9), 3, max_iter=9, images=40, schedule=LINEAR)
     assert changes == ["images of dataloader.train 32 -> 40", "another lr_multiplier"]
+
+
+def test_fewer_images_than_a_batch_has_make_an_epoch_of_one_step():
+    assert course(batch_size=8, images=5, epochs=3).max_iter == 3

@@ -68,7 +68,7 @@ DIVISIONS = {
 }
 
 
-# a C++ compiler is run a hundred times; torchrun starts each Python anew
+# a C++ compiler is run a hundred times; torchrun starts a new Python for each
 LONG = {"2 processes of 8, compiled", "2 processes of torchrun, 2 micro-batches of 4 each"}
 
 
@@ -105,7 +105,7 @@ EXACT = [
 class Run:
     """A training in a process of its own that can be watched and killed.
 
-    With ``python`` it is started anew, not forked off.
+    With ``python`` it is a new Python, not forked.
     """
 
     def __init__(self, folder, environment, *arguments, python=False):

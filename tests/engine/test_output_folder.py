@@ -146,7 +146,7 @@ def test_a_second_lock_in_between_is_seen_too(holder, tmp_path):
 
 @contextlib.contextmanager
 def limited_files(size):
-    """Inside, the system lets no file grow beyond so many bytes, as if the disk were full."""
+    """Inside, the system lets no file grow beyond this size, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -33,7 +33,7 @@ def run(datasets_root):
 
 @pytest.fixture(scope="module")
 def run_python(datasets_root):
-    """The same with a Python that starts anew, as a user's does."""
+    """The same with a new Python, as a user's does."""
 
     def call(*arguments, **environment):
         return subprocess.run(

@@ -111,7 +111,7 @@ def test_a_config_stays_as_it_is(config, tmp_path, scaled):
     ],
     ids=["no JSON", "no images", "image missing"],
 )
-def test_broken_annotations_are_told_before_the_first_step(config, tmp_path, content, words):
+def test_broken_annotations_are_reported_before_the_first_step(config, tmp_path, content, words):
     (tmp_path / "broken.json").write_text(content)
     register_coco_instances("broken", {}, str(tmp_path / "broken.json"), str(tmp_path))
     try:
@@ -245,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(config):
         run(cfg)
 
 
-def test_backbone_parameters_are_told_by_their_name():
+def test_backbone_parameters_are_recognised_by_their_name():
     factor = backbone_lr_factor(0.1)
     assert factor("backbone.res2.0.conv1.weight") == 0.1
     assert factor("input_proj.weight") == 1.0
@@ -314,7 +314,7 @@ def test_channels_come_last_and_the_training_is_the_same(config, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_freed_memory_is_kept_unless_told_otherwise(in_process, tmp_path, monkeypatch, kept):
+def test_freed_memory_is_kept_unless_set_otherwise(in_process, tmp_path, monkeypatch, kept):
     calls = []
 
     def stop(*args, **kwargs):

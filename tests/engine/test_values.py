@@ -16,7 +16,7 @@ SWITCH = "True or False is needed"
     "override, words",
     [
         ("train=3", f"config's train is 3; {SECTION}"),
-        ("dataloader=[]", "dataloader=.* cannot be applied: it has keys of its own"),
+        ("dataloader=[]", "dataloader=.* cannot be applied: it is a section"),
         ("dataloader=4", f"config's dataloader is 4; {SECTION}"),
         ("model=null", f"config's model is None; {CALL}"),
         ("optimizer=null", f"config's optimizer is None; {CALL}"),

@@ -38,7 +38,7 @@ def tool(load_tool):
 
 @pytest.fixture
 def data(tool):
-    """Annotations and results: 60 images, 12 classes, and so many detections that limits count."""
+    """Annotations and results: 60 images, 12 classes, and enough detections that limits count."""
     return tool.synthetic(60, classes=12, detections=200)
 
 
@@ -262,16 +262,16 @@ WRONG_AREAS = [-5, 0, math.nan, math.inf, None, "90", [1], True]
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_where_the_area_cannot_be_right_that_of_the_box_is_used(evaluate, data, backend):
     annotations, results = copy.deepcopy(data)
-    mended = copy.deepcopy(annotations)
+    corrected = copy.deepcopy(annotations)
     for k, entry in enumerate(annotations["annotations"][:64]):
         entry["area"] = WRONG_AREAS[k % 8]
-        mended["annotations"][k]["area"] = entry["bbox"][2] * entry["bbox"][3]
+        corrected["annotations"][k]["area"] = entry["bbox"][2] * entry["bbox"][3]
     del annotations["annotations"][70]["area"]
-    entry = mended["annotations"][70]
+    entry = corrected["annotations"][70]
     entry["area"] = entry["bbox"][2] * entry["bbox"][3]
     actual = evaluate(annotations, results, backend=backend)
-    assert_same(actual["bbox"], expected(mended, results))
-    assert abs(expected(mended, results)["APs"] - expected(*data)["APs"]) > 1e-3
+    assert_same(actual["bbox"], expected(corrected, results))
+    assert abs(expected(corrected, results)["APs"] - expected(*data)["APs"]) > 1e-3
 
 
 def test_a_data_set_that_has_changed_is_evaluated_as_it_is(tmp_path):
@@ -325,7 +325,7 @@ def test_the_result_file_has_the_ids_of_the_data_set(evaluate, data, tmp_path):
     )
 
 
-def test_wrong_and_missing_backends_are_told(evaluate, tool, monkeypatch):
+def test_wrong_and_missing_backends_are_reported(evaluate, tool, monkeypatch):
     with pytest.raises(ValueError, match="no evaluation backend 'cocoapi': choose auto, faster-"):
         BoxEvaluator("unused", backend="cocoapi")
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)

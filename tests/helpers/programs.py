@@ -167,6 +167,8 @@ def _run(path, arguments, cwd, own_group):
     os.chdir(cwd)
     sys.argv = [path, *arguments]
     sys.path.insert(0, os.path.dirname(path))
+    # as in a Python that has just started
+    multiprocessing.set_start_method(None, force=True)
     # what this process spawns comes off the same server, which it does not know to be running
     server = multiprocessing.forkserver
     server.ensure_running = server._forkserver.ensure_running = lambda: None

@@ -112,7 +112,7 @@ def timm_backbone(name, **arguments):
 
 
 @pytest.mark.parametrize("indices", [(3, 7, 11), (11, 3, 7), (-1, -5, -9)], ids=str)
-def test_levels_of_one_stride_are_told_apart(indices, batch):
+def test_levels_of_one_stride_are_distinguished(indices, batch):
     backbone = timm_backbone("vit_tiny_patch16_224", out_indices=indices).eval()
     shapes = backbone.output_shape()
     assert {k: (v.channels, v.stride) for k, v in shapes.items()} == {
@@ -185,7 +185,7 @@ def test_models_of_one_size_are_refused_when_they_are_built(name):
         timm_backbone(name)
 
 
-def test_a_size_that_timm_refuses_later_is_told_in_a_sentence():
+def test_a_size_that_timm_refuses_later_is_reported_in_a_sentence():
     backbone = timm_backbone("mvitv2_tiny")
     with pytest.raises(InputError, match="'mvitv2_tiny' does not accept images of 64 x 512 pixels"):
         backbone(torch.randn(1, 3, 64, 512))
@@ -200,7 +200,7 @@ def test_a_size_that_timm_refuses_later_is_told_in_a_sentence():
     ],
     ids=str,
 )
-def test_wrong_arguments_for_timm_are_told_in_a_sentence(arguments, words):
+def test_wrong_arguments_for_timm_are_reported_in_a_sentence(arguments, words):
     with pytest.raises(ValueError, match=words):
         timm_backbone("vit_tiny_patch16_224", **arguments)
 

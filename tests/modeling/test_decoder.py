@@ -121,3 +121,28 @@ def test_points_predict_their_size_from_the_head_alone(build):
 def test_points_cannot_be_modulated(build):
     with pytest.raises(ValueError, match="modulate_hw_attention"):
         build(query_dim=2)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_each_image_may_have_an_attention_mask_of_its_own(small_transformer, monkeypatch, training):
+    """Also where the queries are the same for all images, up to the first cross-attention."""
+    transformer = small_transformer(num_queries=6, dropout=0.0).train(training)
+    features = torch.randn(2, 32, 3, 4)
+    mask = torch.rand(2, 1, 6, 6) > 0.4
+    mask |= torch.eye(6, dtype=torch.bool)
+    plain, forward = transformer(features), transformer.queries.forward
+
+    def predict(features, mask):
+        monkeypatch.setattr(
+            transformer.queries,
+            "forward",
+            lambda memory, targets=None: forward(memory, targets)._replace(attention_mask=mask),
+        )
+        return transformer(features)
+
+    together = predict(features, mask)
+    for image in (0, 1):
+        alone = predict(features[image : image + 1], mask[image])
+        torch.testing.assert_close(together.class_logits[:, image], alone.class_logits[:, 0])
+        torch.testing.assert_close(together.box_logits[:, image], alone.box_logits[:, 0])
+    assert (together.class_logits - plain.class_logits).abs().amax((0, 2, 3)).min() > 1e-3

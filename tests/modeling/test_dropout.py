@@ -12,7 +12,7 @@ from dab_detr.modeling.attention import (
 )
 from dab_detr.modeling.decoder import DecoderLayer
 from dab_detr.modeling.encoder import EncoderLayer
-from dab_detr.modeling.feed_forward import FeedForward
+from dab_detr.modeling.mlp import FeedForward
 
 WIDTH = 16
 

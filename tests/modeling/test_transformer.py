@@ -141,3 +141,13 @@ def test_the_first_self_attention_is_computed_once_for_all_images(small_transfor
     )
     model(torch.randn(5, 32, 3, 4))
     assert seen == [(1, 10, 32)]
+
+
+@pytest.mark.parametrize("num_patterns", [0, 2])
+def test_all_weights_are_drawn_when_the_model_is_complete(small_transformer, num_patterns):
+    """Those that parts draw for themselves while they are built would repeat each other."""
+    model = small_transformer(num_patterns=num_patterns)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    model.reset_parameters()
+    kept = {name for name, x in model.state_dict().items() if torch.equal(x, before[name])}
+    assert kept == {name for name, x in before.items() if (x == x.flatten()[0]).all()}

@@ -349,7 +349,7 @@ def test_scaling_compares_with_the_first_of_a_sweep(load_tool, tmp_path, capsys,
     monkeypatch.setattr("benchmarking.candidates.importlib.util.find_spec", lambda _: None)
     file = tmp_path / "figures.json"
     arguments = [*SMALL, "--json", str(file)]
-    assert load_tool("benchmark").main(["scaling", *arguments, "--series", "queries"]) == 0
+    assert load_tool("benchmark").main(["scaling", *arguments, "--sweep", "queries"]) == 0
     found = json.loads(file.read_text())["rows"]
     names = [f"queries {x}" for x in (100, 300, 600, 900)]
     assert [row["candidate"] for row in found] == names
@@ -373,7 +373,7 @@ def test_scaling_compares_with_the_first_of_a_sweep(load_tool, tmp_path, capsys,
         (["train", "--dtype", "float16"], "bfloat16"),
     ],
 )
-def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, monkeypatch):
+def test_what_cannot_be_measured_is_reported(load_tool, arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert load_tool("benchmark").main(arguments) == 1
     error = capsys.readouterr().err
@@ -388,8 +388,8 @@ def test_what_cannot_be_measured_is_said(load_tool, arguments, message, capsys, 
         ["infer", "--warmup", "-1"],
         ["matcher", "--compile"],
         ["scaling", "--batch", "2"],
-        ["scaling", "--series", "images"],
-        ["infer", "--series", "queries"],
+        ["scaling", "--sweep", "images"],
+        ["infer", "--sweep", "queries"],
         ["infer", "--keep-memory", "--device", "cuda"],
     ],
 )

@@ -96,7 +96,7 @@ def scaling(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Time and memory of an inference copy in sweeps: one setting varies, the others stay."""
     base = _setting(args, folder, size=(480, 640), batch=1)
     found = []
-    for name in args.series or SWEEPS:
+    for name in args.sweep or SWEEPS:
         # the others are compared with the first of their sweep
         first = None
         for value, setting in SWEEPS[name](base).items():

@@ -4,7 +4,7 @@ import os
 
 from detectron2.utils.file_io import PathManager
 
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 
 
 def local_path(weights: str | os.PathLike) -> str:
@@ -18,7 +18,7 @@ def local_path(weights: str | os.PathLike) -> str:
         try:
             return PathManager.get_local_path(weights)
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = one_line(error)
             raise InputError(
                 f"The checkpoint {weights} cannot be downloaded ({reason}); give a local file "
                 "with train.init_checkpoint=FILE, or start from random weights with "

@@ -83,7 +83,7 @@ def fit_classes(
         # every class starts with probability 0.01, as in a new model
         new_bias = torch.full((num_classes,), -math.log(99)).to(bias)
         note = f"class head: re-initialised, {len(weight)} classes in the file, {num_classes} in "
-        note += f"the model{_how_to_say_coco(len(weight), num_classes, present)}"
+        note += f"the model{_coco_hint(len(weight), num_classes, present)}"
     state[CLASS_WEIGHT], state[CLASS_BIAS] = new_weight, new_bias
     return note
 
@@ -140,10 +140,10 @@ def _mismatch(
     if present is not None and wanted is not None:
         lacking = [name for name in wanted if name and name not in present]
         sentence += f"; it lacks {listed(lacking)}" if lacking else ""
-    return sentence + _how_to_say_coco(count, num_classes, present)
+    return sentence + _coco_hint(count, num_classes, present)
 
 
-def _how_to_say_coco(count: int, num_classes: int, present: Sequence[str] | None) -> str:
+def _coco_hint(count: int, num_classes: int, present: Sequence[str] | None) -> str:
     """A hint for a file that does not say whether its classes are COCO's."""
     if present is not None or (count, num_classes) != (91, 80):
         return ""

@@ -58,7 +58,7 @@ def convert_file(
     description = description_of(checkpoint, source)
     conversion = to_dab_detr(checkpoint["model"], description)
     if coco_classes and conversion.class_names is None:
-        conversion.class_names = _said_to_be_coco(conversion, source)
+        conversion.class_names = _assume_coco(conversion, source)
     if num_classes is not None:
         _fit_classes(conversion, num_classes, source)
     settings = settings_of_file(checkpoint, description) | (settings or {})
@@ -99,7 +99,7 @@ def _write_hf(conversion: Conversion, settings: dict[str, Any], source: str, pat
     return "config.json: " + ", ".join(f"{name}={chosen[name]}" for name in names)
 
 
-def _said_to_be_coco(conversion: Conversion, path: str) -> tuple[str, ...]:
+def _assume_coco(conversion: Conversion, path: str) -> tuple[str, ...]:
     count = len(conversion.state.get(CLASS_WEIGHT, ()))
     for names in (COCO_NAMES, RAW_COCO_NAMES):
         if count == len(names):

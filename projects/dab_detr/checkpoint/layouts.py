@@ -34,7 +34,7 @@ def detect_layout(
     Args:
         names: names of the file's tensors.
         description: the file's description, if it is this project's own; then the names are not
-            needed, except to recognise a backbone.
+            needed, except to detect a backbone.
     """
     names = list(names)
     if description is not None and not all(name.startswith("backbone.") for name in names):

@@ -26,7 +26,7 @@ def refuse_existing(path: str | os.PathLike, force: bool) -> None:
     if os.path.exists(path) and not force:
         raise InputError(f"{path} already exists; --force replaces it.")
     if os.path.isdir(path) and not (Path(path) / "config.json").is_file():
-        raise InputError(f"{path} is a directory of something else; it is left alone.")
+        raise InputError(f"{path} is a directory without config.json and is not replaced.")
     if not Path(path).absolute().parent.is_dir():
         raise InputError(f"There is no folder {Path(path).absolute().parent} to write into.")
 
@@ -106,7 +106,7 @@ def _put_in_place(new: Path, path: Path) -> None:
         new.rename(path)
         return
     if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"{path} is a directory of something else; it is left alone.")
+        raise InputError(f"{path} is a directory without config.json and is not replaced.")
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.absolute().parent))
     path.rename(old / path.name)
     try:

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from dab_detr.engine.arguments import parse_arguments
+
 
 def main(arguments: Sequence[str] | None, program: str) -> int:
     """Run the command; returns the exit code."""
@@ -26,8 +28,8 @@ def main(arguments: Sequence[str] | None, program: str) -> int:
         help="instead: the memory of a training step with BATCH images, with the config's "
         "train.amp and train.activation_checkpointing",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args(arguments)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, as key=value")
+    args = parse_arguments(parser, arguments)
     if min(args.size) < 32:
         parser.error("--size has to be at least 32 32.")
     if args.training_memory is not None and args.training_memory < 1:
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None, program: str) -> int:
     from dab_detr.analysis import analyze
     from dab_detr.config import build, get_config
 
-    cfg = get_config(args.config_file, args.overrides)
+    cfg = get_config(args.config_file, args.opts)
     with warnings.catch_warnings():
         # tracing warns about every shape that it treats as a constant
         warnings.simplefilter("ignore")

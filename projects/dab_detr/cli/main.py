@@ -29,13 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["--version"]:
         print(f"{PROGRAM} {__version__}")
         return 0
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "help"):
         print(_help(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     for length in (1, 2):
         name = " ".join(words[:length])
         if name in COMMANDS:
             return run(name, words[length:])
+    group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if group and words[1:] in ([], ["-h"], ["--help"]):
+        print(_help(group), file=sys.stdout if words[1:] else sys.stderr)
+        return 0 if words[1:] else 2
     close = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1)
     close = close or [name for name in COMMANDS if name.startswith(words[0])]
     hint = f"; did you mean {close[0]}?" if close else "."
@@ -71,8 +75,8 @@ def run(name: str, arguments: Sequence[str] | None = None, program: str | None =
     return code
 
 
-def _help() -> str:
-    lines = "\n".join(f"  {name:16} {what}" for name, (_, what) in COMMANDS.items())
+def _help(names: Sequence[str] = tuple(COMMANDS)) -> str:
+    lines = "\n".join(f"  {name:16} {COMMANDS[name][1]}" for name in names)
     return (
         f"usage: {PROGRAM} COMMAND ...\n\nDAB-DETR for Detectron2. Commands:\n{lines}\n\n"
         f"{PROGRAM} COMMAND --help shows its options; {PROGRAM} --version prints the version."

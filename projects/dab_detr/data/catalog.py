@@ -15,7 +15,7 @@ from dab_detr.data.images import UnreadableImage, image_size, missing_files
 from dab_detr.data.records import check_records
 from dab_detr.data.validation_report import CLIPPED, WITHIN_ONE, ValidationReport
 from dab_detr.data.voc import voc_records
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 
 
 class CheckedDataset:
@@ -95,7 +95,7 @@ class CheckedDataset:
             raise
         # a user's function may raise anything
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(error)
             raise InputError(f"The data set {self.name!r} cannot be loaded: {reason}") from error
         # loading may have set the class names
         classes = MetadataCatalog.get(self.name).get("thing_classes")

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from dab_detr.errors import InputError, listed
+from dab_detr.errors import InputError, listed, one_line
 
 # required fields of COCO's format
 _FIELDS = {
@@ -38,7 +38,7 @@ def read_coco(path: str | os.PathLike) -> dict[str, list[dict]]:
             # spreadsheets and editors write a byte order mark
             content = json.loads(file.read().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error)
         raise InputError(f"The annotations {path} cannot be read as JSON ({reason}).") from error
     if not isinstance(content, dict):
         raise InputError(

@@ -11,8 +11,8 @@ from dab_detr.config import copy_config
 from dab_detr.data.catalog import CheckedDataset, checked_dataset, use_checked_records
 from dab_detr.errors import InputError
 
-OWN_TRAIN = "own_train"
-OWN_VAL = "own_val"
+CUSTOM_TRAIN = "custom_train"
+CUSTOM_VAL = "custom_val"
 
 
 def register_custom_coco(
@@ -22,10 +22,10 @@ def register_custom_coco(
     *,
     set_classes: bool,
 ) -> DictConfig:
-    """Register a custom data set in COCO's format, as "own_train" and "own_val".
+    """Register a custom data set in COCO's format, as "custom_train" and "custom_val".
 
     Args:
-        cfg: a whole config; it is not changed.
+        cfg: a complete config; it is not changed.
         train, val: a folder of images and an annotation file each; None keeps the config's.
         set_classes: set the model's number of classes to that of the files.
 
@@ -38,7 +38,7 @@ def register_custom_coco(
     if val is not None and cfg.dataloader.get("test") is None:
         raise InputError("--val-data needs a dataloader.test in the config.")
     cfg = copy_config(cfg)
-    for name, given in ((OWN_TRAIN, train), (OWN_VAL, val)):
+    for name, given in ((CUSTOM_TRAIN, train), (CUSTOM_VAL, val)):
         if given is None:
             continue
         folder, annotations = given
@@ -53,9 +53,9 @@ def register_custom_coco(
         if set_classes:
             cfg.model.num_classes = len(checked_dataset(name).classes)
     if train is not None:
-        cfg.dataloader.train.dataset.names = OWN_TRAIN
+        cfg.dataloader.train.dataset.names = CUSTOM_TRAIN
     if val is not None:
-        cfg.dataloader.test.dataset.names = OWN_VAL
+        cfg.dataloader.test.dataset.names = CUSTOM_VAL
     return cfg
 
 

@@ -10,6 +10,8 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from dab_detr.errors import one_line
+
 _EXIF_ORIENTATION = 0x0112
 # PIL.ImageOps.exif_transpose() has the same table. But it rewrites the whole EXIF block, fails for
 # invalid values of cameras and programs, and needs the decoded pixels to know the size.
@@ -198,4 +200,4 @@ def _reason(error: Exception) -> str:
         return "it does not exist"
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image of a known kind"
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+    return one_line(error).rstrip(".")

@@ -23,7 +23,7 @@ def check_datasets(cfg: DictConfig, parts: Iterable[str]) -> None:
     """Check that the data sets of ``cfg.dataloader`` are registered, exist, and are valid.
 
     Args:
-        cfg: a whole config.
+        cfg: a complete config.
         parts: the parts that will be used, of ``train`` and ``test``.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 _EPILOG = """\
 Train:      %(prog)s --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
-Custom data: add --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json;
+Own data:   add --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json;
             (without --val-data nothing is evaluated)
 Continue:   add --resume
 Evaluate:   add --eval-only train.init_checkpoint=FILE
@@ -55,12 +55,12 @@ def argument_parser(program: str = "train_net.py") -> argparse.ArgumentParser:
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--train-data`` and ``--val-data``; ``dab_detr.engine.setup`` handles them."""
-    for option, use in (("--train-data", "train on"), ("--val-data", "evaluate on")):
+    for option, use in (("--train-data", "training"), ("--val-data", "evaluation")):
         parser.add_argument(
             option,
             nargs=2,
             metavar=("IMAGES_DIR", "ANN.json"),
-            help=f"{use} these images with annotations in COCO's format",
+            help=f"images for {use}, with annotations in COCO's format",
         )
 
 

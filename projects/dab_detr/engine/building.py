@@ -50,7 +50,7 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The config's optimizer for the model's parameters.
 
     Args:
-        cfg: a whole config. model: without DistributedDataParallel, as learning rates depend on
+        cfg: a complete config. model: without DistributedDataParallel, as learning rates depend on
             the names of parameters.
 
     Raises:
@@ -73,7 +73,7 @@ def build_trainer(
     """A trainer of the model, with DistributedDataParallel if needed; still without data.
 
     Args:
-        cfg: a whole config.
+        cfg: a complete config.
         model: on ``device``, with its initial weights; those of process 0 are broadcast.
         optimizer, seed, interruption: as for :class:`Trainer`.
     """
@@ -113,7 +113,7 @@ def build_hooks(
     """The hooks in their order; writers follow.
 
     Args:
-        cfg: a whole config.
+        cfg: a complete config.
         model: without DistributedDataParallel.
         average, evaluation: None leaves them out.
     """
@@ -138,7 +138,7 @@ def build_writers(cfg: DictConfig, course: Course, start_iter: int) -> list[Hook
     Only process 0 has any.
 
     Args:
-        cfg: a whole config.
+        cfg: a complete config.
         start_iter: the first iteration of this run.
 
     Raises:

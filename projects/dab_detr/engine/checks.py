@@ -16,7 +16,7 @@ from dab_detr.data.validation import check_datasets
 from dab_detr.engine.launching.processes import launched_processes
 from dab_detr.engine.ranges import check_ranges
 from dab_detr.engine.trainer import AMP_DTYPES
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 from dab_detr.evaluation.test_sets import evaluated_sets
 
 _SECTIONS = (
@@ -43,7 +43,7 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Refuse wrong settings before processes are started and logs are written.
 
     Args:
-        cfg: the whole config. args: the command line.
+        cfg: the complete config. args: the command line.
 
     Raises:
         InputError: naming the key, file or option.
@@ -54,7 +54,7 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, with_type=False)
         raise InputError(
             f"The config {args.config_file} has an invalid reference: {reason}."
         ) from error
@@ -130,7 +130,11 @@ def _check_length(cfg: DictConfig, num_workers: int) -> None:
 
 
 def _check_kinds(cfg: DictConfig) -> None:
-    """The values of ``train`` need the same types as those of configs/common/train.py."""
+    """The values of ``train`` need the same types as those of configs/common/train.py.
+
+    OmegaConf's structured configs would name neither the allowed values nor the key of a section to
+    set, and refuse keys that a config adds for its own hooks.
+    """
     defaults = get_config("common/train.py").train
 
     def visit(default: DictConfig, given: DictConfig, prefix: str) -> None:

@@ -117,7 +117,7 @@ class Course(ParamScheduler):
         steps, samples, _ = self._start
         return samples + (step - steps) * self.settings.batch_size
 
-    def share(self, step: int) -> float:
+    def fraction_done(self, step: int) -> float:
         """Fraction of the training that is done after ``step`` steps, in 0..1."""
         steps, _, share = self._start
         left = self.max_iter - steps
@@ -125,7 +125,7 @@ class Course(ParamScheduler):
 
     def multiplier(self, step: int) -> float:
         """Multiplier of the learning rate for the step after ``step`` steps."""
-        return self._schedule(self.share(step))
+        return self._schedule(self.fraction_done(step))
 
     def __call__(self, where: float) -> float:
         """The multiplier for a fraction of the steps, for Detectron2's ``LRMultiplier``."""
@@ -139,10 +139,10 @@ class Course(ParamScheduler):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes effect in :meth:`go_on`."""
+        """Takes effect in :meth:`resume`."""
         self._saved = state
 
-    def go_on(self, step: int) -> list[str]:
+    def resume(self, step: int) -> list[str]:
         """Continue a training whose checkpoint has been loaded.
 
         With another batch size, the fraction done is kept, and so is the remainder: in images if
@@ -170,7 +170,7 @@ class Course(ParamScheduler):
                 left = before.max_iter - step
                 if new.max_iter is None:
                     left = -((done - before.samples(before.max_iter)) // batch)
-                self._start = (step, done, before.share(step))
+                self._start = (step, done, before.fraction_done(step))
                 self.max_iter = step + max(0, left)
         else:
             self._refuse_less(step, done)
@@ -195,7 +195,7 @@ def build_course(cfg: DictConfig, records: Sequence[dict]) -> Course:
     """The course of a training from its beginning.
 
     Args:
-        cfg: a whole config. records: to train on.
+        cfg: a complete config. records: to train on.
 
     Raises:
         InputError: if ``lr_multiplier`` gives no schedule.

@@ -35,7 +35,7 @@ class Evaluation(EvalHook):
     The best weights, raw or EMA, are those with the highest AP, the mean over all data sets.
 
     Args:
-        cfg: a whole config.
+        cfg: a complete config.
         model: without DistributedDataParallel.
         course: of this training; without a period in the config, it is an epoch.
         checkpointer: saves if a signal interrupts an evaluation after a step.

@@ -1,6 +1,7 @@
 """Learning rates by parameter, for Detectron2's ``get_default_optimizer_params``.
 
-YAML configs may call everything defined here, see :mod:`dab_detr.yaml_config`.
+A module of its own, because YAML configs may call everything that it defines, see
+:mod:`dab_detr.yaml_config`.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ _WINDOW = 20
 
 
 class ProgressBar(HookBase):
-    """On a terminal, a live line: the step, the text of :class:`ProgressPrinter`, the ETA."""
+    """On a terminal, a live line: the step and the essentials of :class:`ProgressPrinter`."""
 
     def __init__(self):
         self._bar = bar(disable=True)
@@ -26,7 +26,7 @@ class ProgressBar(HookBase):
         self._bar = bar(
             total=self.trainer.max_iter,
             initial=self.trainer.start_iter,
-            bar_format="step {n}/{total} {bar:12} {desc} ETA {remaining}",
+            bar_format="step {n}/{total} {bar:12} {desc}",
         )
 
     def after_step(self) -> None:
@@ -108,7 +108,7 @@ class ProgressPrinter(EventWriter):
         is_shown = self._bar is not None and self._bar.is_shown
         self._logger.info(" | ".join(parts), extra=DETAIL if is_shown else None)
         if is_shown:
-            words = ("loss", "AP", "images/s")
+            words = ("loss", "AP", "images/s", "ETA")
             shown = [x.partition(" (")[0] for x in parts if any(word in x for word in words)]
             self._bar.show(" | ".join(shown))
 

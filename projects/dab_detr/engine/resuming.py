@@ -61,7 +61,7 @@ def resume_training(
             "with its config, or start a new training in another train.output_dir."
         ) from error
     step = trainer.iter + 1
-    changes = course.go_on(step)
+    changes = course.resume(step)
     logger.info(f"Resuming after step {step}.")
     if changes and step < course.max_iter:
         logger.warning(f"{path} was made with other settings: {_effect(changes, course, trainer)}")
@@ -92,7 +92,8 @@ def _effect(changes: list[str], course: Course, trainer: Trainer) -> str:
     before = group["lr"]
     return (
         f"{', '.join(changes)}. {course.samples(step)} images have been seen, "
-        f"{100 * course.share(step):.1f} % of the training; {course.max_iter - step} steps of "
+        f"{100 * course.fraction_done(step):.1f} % of the training; "
+        f"{course.max_iter - step} steps of "
         f"{course.settings.batch_size} images are left, and the learning rate continues at "
         + (
             f"{rate:.3g}, as before."

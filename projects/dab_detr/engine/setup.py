@@ -31,7 +31,7 @@ def add_custom_data(cfg: DictConfig, args: argparse.Namespace) -> DictConfig:
     removed.
 
     Args:
-        cfg: a whole config; it is not changed.
+        cfg: a complete config; it is not changed.
     """
     cfg = copy_config(cfg)
     if args.train_data or args.val_data:

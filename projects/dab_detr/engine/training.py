@@ -52,7 +52,7 @@ def train(
     """Train and evaluate with a config.
 
     Args:
-        cfg: a whole config, see ``configs/common/train.py`` for its ``train`` section.
+        cfg: a complete config, see ``configs/common/train.py`` for its ``train`` section.
         model: on ``device``.
         resume: continue from the last checkpoint in ``train.output_dir``, if there is one.
         interruption: its signals stop the training after a checkpoint.
@@ -83,11 +83,16 @@ def train(
         config=settings_to_store(cfg),
     )
     output = output or OutputFolder(cfg.train.output_dir)
-    output.require_room(sum(x.numel() * x.element_size() for x in model.state_dict().values()))
+    output.require_disk_space(
+        sum(x.numel() * x.element_size() for x in model.state_dict().values())
+    )
     found = find_checkpoints(checkpointer) if resume else []
     if not found:
-        # before DDP broadcasts the weights of process 0: each process may draw another class head
-        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+        if cfg.train.init_checkpoint:
+            # before DDP broadcasts the weights of process 0, as each may draw another class head
+            checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+        else:
+            logger.info("Training from random weights: train.init_checkpoint is empty.")
 
     trainer = build_trainer(
         cfg, model, optimizer, device=device, seed=seed, interruption=interruption

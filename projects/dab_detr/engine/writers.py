@@ -48,35 +48,50 @@ class Writers(PeriodicWriter):
                     writer.write()
 
 
-class MetricsWriter(ResumableWriter):
-    """Appends a JSON object per line for each iteration with new values, in order.
+class _FileWriter(ResumableWriter):
+    """A writer that appends the metrics after its last iteration to a text file.
 
     Args:
-        path: the file to append to.
+        path: the file to append to; its folder is made.
         window_size: number of steps over which the median of noisy metrics is taken.
     """
 
     def __init__(self, path: str | os.PathLike, window_size: int = 20):
         self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._window_size = window_size
         self._last = -1
 
     def resume(self, after: int) -> None:
         if self._path.exists():
-            rows = [x for x in read_json_lines(self._path) if x.get("iteration", -1) <= after]
-            self._last = max((row.get("iteration", -1) for row in rows), default=-1)
-            kept = "".join(f"{_json(row)}\n" for row in rows)
+            kept, self._last = self._kept(after)
             atomic_write(self._path, lambda file: file.write(kept.encode()))
+
+    def _kept(self, after: int) -> tuple[str, int]:
+        """The text of the file up to an iteration, and the last iteration in it (-1: none)."""
+        raise NotImplementedError
+
+    def _new(self) -> list[tuple[int, str, float]]:
+        """(iteration, name, value) of the metrics that are not in the file yet."""
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        return sorted((i, name, value) for name, (value, i) in latest.items() if i > self._last)
+
+
+class MetricsWriter(_FileWriter):
+    """Appends a JSON object per line for each iteration with new values, in order."""
+
+    def _kept(self, after: int) -> tuple[str, int]:
+        rows = [x for x in read_json_lines(self._path) if x.get("iteration", -1) <= after]
+        last = max((row.get("iteration", -1) for row in rows), default=-1)
+        return "".join(f"{_json(row)}\n" for row in rows), last
 
     def write(self) -> None:
         rows: dict[int, dict] = defaultdict(dict)
-        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last:
-                rows[iteration][name] = value
+        for iteration, name, value in self._new():
+            rows[iteration][name] = value
         with open(self._path, "a") as file:
-            for iteration in sorted(rows):
-                file.write(f"{_json({**rows[iteration], 'iteration': iteration})}\n")
+            for iteration, row in rows.items():
+                file.write(f"{_json({**row, 'iteration': iteration})}\n")
                 self._last = iteration
             file.flush()
             os.fsync(file.fileno())
@@ -97,34 +112,20 @@ class TensorBoardWriter(TensorboardXWriter, ResumableWriter):
         self._last_write = after
 
 
-class CSVWriter(ResumableWriter):
-    """One row per metric and step, ``iteration,name,value``: for spreadsheets and data frames.
+class CSVWriter(_FileWriter):
+    """One row per metric and step, ``iteration,name,value``: for spreadsheets and data frames."""
 
-    Args:
-        path: the file to append to.
-        window_size: number of steps over which the median of noisy metrics is taken.
-    """
-
-    def __init__(self, path: str | os.PathLike, window_size: int = 20):
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._window_size = window_size
-        self._last = -1
-
-    def resume(self, after: int) -> None:
-        if self._path.exists():
-            with open(self._path, newline="") as file:
-                rows = [row for row in csv.reader(file) if len(row) == len(_COLUMNS)]
-            rows = [row for row in rows if row[0].isdigit() and int(row[0]) <= after]
-            self._last = max((int(row[0]) for row in rows), default=-1)
-            kept = io.StringIO(newline="")
-            csv.writer(kept).writerows([_COLUMNS, *rows])
-            atomic_write(self._path, lambda file: file.write(kept.getvalue().encode()))
+    def _kept(self, after: int) -> tuple[str, int]:
+        with open(self._path, newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(_COLUMNS)]
+        rows = [row for row in rows if row[0].isdigit() and int(row[0]) <= after]
+        kept = io.StringIO(newline="")
+        csv.writer(kept).writerows([_COLUMNS, *rows])
+        return kept.getvalue(), max((int(row[0]) for row in rows), default=-1)
 
     def write(self) -> None:
         is_new = not self._path.exists()
-        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        rows = sorted((i, name, v) for name, (v, i) in latest.items() if i > self._last)
+        rows = self._new()
         with open(self._path, "a", newline="") as file:
             table = csv.writer(file)
             if is_new:

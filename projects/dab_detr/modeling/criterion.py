@@ -24,7 +24,7 @@ class SetCriterion(nn.Module):
         focal_gamma: exponent of the focal loss, which reduces the weight of easy predictions.
         class_target: target score of a matched prediction for its object's class: takes predicted
             and ground truth boxes, cxcywh ``(P, 4)``, and returns ``(P,)`` in 0..1, such as their
-            IoU. None: 1.
+            IoU. None: 1. In a config a LazyCall of a class, so that ``config.yaml`` can name it.
 
     Raises:
         ValueError: if ``focal_alpha`` is not in 0..1.

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dab_detr.modeling.attention import DecoderSelfAttention, require_heads
-from dab_detr.modeling.feed_forward import FeedForward
-from dab_detr.modeling.initialization import drawn_later
-from dab_detr.modeling.mlp import MLP
+from dab_detr.modeling.initialization import defer_initialization
+from dab_detr.modeling.mlp import MLP, FeedForward
 from dab_detr.modeling.queries.base import QueryFormulation
 from dab_detr.modeling.structures import Encoding, Memory, Outputs, Targets
 
@@ -85,7 +84,7 @@ class Decoder(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} of the decoder is {value}; it has to be at least 1.")
         self.dropout = dropout
-        with drawn_later():
+        with defer_initialization():
             self.layers = nn.ModuleList(
                 DecoderLayer(d_model, num_heads, ffn_dim, dropout) for _ in range(num_layers)
             )
@@ -97,7 +96,7 @@ class Decoder(nn.Module):
 
     def connect(self, formulation: QueryFormulation) -> None:
         """Give each layer the cross-attention of a query formulation."""
-        with drawn_later():
+        with defer_initialization():
             for index, layer in enumerate(self.layers):
                 layer.cross_attention = formulation.build_cross_attention(index)
 
@@ -123,20 +122,21 @@ class Decoder(nn.Module):
         """
         queries = formulation(memory, targets)
         content, state = queries.content, queries.state
-        if self.training and self.dropout:
-            # Dropout has to differ between images. Without it, queries that are the same for all
-            # images are computed once, up to the first cross-attention.
+        mask = queries.attention_mask
+        if (self.training and self.dropout) or (mask is not None and mask.dim() == 4):
+            # Dropout and a mask of each image differ between images. Without them, queries that are
+            # the same for all images are computed once, up to the first cross-attention.
             content = content.expand(len(memory.cells), -1, -1)
         class_logits, box_logits = [], []
         for index, layer in enumerate(self.layers):
             box_head = self.box_heads[index % len(self.box_heads)]
             is_last = index == len(self.layers) - 1
             encoding = formulation.encode(index, content, state)
-            content = layer(content, encoding, memory, queries.attention_mask)
+            content = layer(content, encoding, memory, mask)
             if all_layers or is_last:
                 normed = self.norm(content)
                 class_logits.append(self.class_head(normed))
                 box_logits.append(formulation.boxes(box_head(normed), state))
             if not is_last:
-                state = formulation.move(state, content, box_head)
+                state = formulation.refine(state, content, box_head)
         return formulation.outputs(torch.stack(class_logits), torch.stack(box_logits), queries)

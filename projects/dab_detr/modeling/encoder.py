@@ -3,9 +3,8 @@
 from torch import Tensor, nn
 
 from dab_detr.modeling.attention import EncoderSelfAttention, require_heads
-from dab_detr.modeling.feed_forward import FeedForward
-from dab_detr.modeling.initialization import drawn_later
-from dab_detr.modeling.mlp import MLP
+from dab_detr.modeling.initialization import defer_initialization
+from dab_detr.modeling.mlp import MLP, FeedForward
 
 
 class EncoderLayer(nn.Module):
@@ -49,7 +48,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         require_heads("encoder", d_model, num_heads)
-        with drawn_later():
+        with defer_initialization():
             self.layers = nn.ModuleList(
                 EncoderLayer(d_model, num_heads, ffn_dim, dropout) for _ in range(num_layers)
             )

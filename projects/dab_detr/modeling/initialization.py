@@ -14,7 +14,7 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def drawn_later() -> Iterator[None]:
+def defer_initialization() -> Iterator[None]:
     """Within this context, drawing numbers does not advance the CPU's random generator."""
     with torch.random.fork_rng(devices=[]):
         yield

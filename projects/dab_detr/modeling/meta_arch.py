@@ -94,8 +94,14 @@ class DABDETR(nn.Module):
 
     @property
     def core(self) -> Core:
-        """The same modules as a model on tensors only."""
-        return Core(self.backbone, self.in_feature, self.input_proj, self.transformer)
+        """The same modules as a model on tensors only, in the same mode.
+
+        A new one at each access: ``train`` and ``eval`` of it act on the modules, hooks set on it
+        are not those of the next one.
+        """
+        core = Core(self.backbone, self.in_feature, self.input_proj, self.transformer)
+        core.training = self.training
+        return core
 
     @property
     def device(self) -> torch.device:

@@ -23,7 +23,7 @@ def draw_samples(cfg: DictConfig, folder: str | os.PathLike, *, count: int) -> l
     """Draw the first training images, after augmentation, with their boxes and classes.
 
     Args:
-        cfg: a whole config; a training with the same ``train.seed`` uses the same images.
+        cfg: a complete config; a training with the same ``train.seed`` uses the same images.
         folder: made if missing.
         count: number of images.
 

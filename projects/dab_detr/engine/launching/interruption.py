@@ -106,7 +106,7 @@ class Interruption:
             code: 128 + the signal's number after :class:`TrainingStopped`.
         """
         if self._shared is not None and self._shared.is_first and code > 128:
-            self._shared.hear()
+            self._shared.collect_signals()
         if self.stop_signal is not None and code > 128:
             # further signals may have been received
             code = 128 + deciding_signal((self.stop_signal, code - 128))

@@ -83,7 +83,7 @@ class OutputFolder:
                 os.ftruncate(lock, 0)
                 os.close(lock)
 
-    def require_room(self, size: int) -> None:
+    def require_disk_space(self, size: int) -> None:
         """Check that ``size`` bytes fit on the disk; called by all processes of the group.
 
         Raises:

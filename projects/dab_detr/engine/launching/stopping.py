@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 _POLL_S = 0.1
 # how long process 0 waits until the others have read its exit code
 _GRACE_S = 5.0
-_HEARING, _CODE = "hearing", "code"
+_COLLECTING, _CODE = "collecting", "code"
 
 
 class SharedStop:
@@ -58,7 +58,7 @@ class SharedStop:
         self._delivered: set[int] = set()
         self._end = 0.0
         # the exit code of process 0, and whether this process's main thread returns by itself
-        self._told: int | None = None
+        self._code_of_first: int | None = None
         self._returns = False
         self._is_over = threading.Event()
         # a signal wakes the thread, even while the main thread cannot run the handler
@@ -77,12 +77,12 @@ class SharedStop:
         if not self._is_over.is_set():
             signal.set_wakeup_fd(-1)
 
-    def hear(self) -> None:
+    def collect_signals(self) -> None:
         """On process 0: deliver all signals that any process has received."""
         self._stop_watching()
         with contextlib.suppress(RuntimeError):
-            self._store.set(_HEARING, "")
-            self._wait_for_others("heard")
+            self._store.set(_COLLECTING, "")
+            self._wait_for_others("reported")
             self._pass_on()
 
     def leave(self, code: int) -> int:
@@ -106,7 +106,7 @@ class SharedStop:
             # the thread forwards signals until then
             self._thread.join()
         self._stop_watching()
-        return code if self._told is None else self._told
+        return code if self._code_of_first is None else self._code_of_first
 
     def _stop_watching(self) -> None:
         if not self._is_over.is_set():
@@ -123,20 +123,20 @@ class SharedStop:
 
     def _watch(self) -> None:
         with contextlib.suppress(RuntimeError):
-            while not self._is_over.is_set() and self._told is None:
+            while not self._is_over.is_set() and self._code_of_first is None:
                 is_woken = select.select([self._wakes], [], [], _POLL_S)[0]
                 received = self._wakes.recv(4096) if is_woken else b""
                 if self.is_first:
                     self._pass_on()
                 else:
-                    self._talk(self._signals.intersection(received))
+                    self._exchange(self._signals.intersection(received))
             if not self.is_first:
-                for what in ("heard", "left"):
+                for what in ("reported", "left"):
                     self._store.set(f"{what}/{comm.get_rank()}", "")
-        if self._told and not self._returns:
+        if self._code_of_first and not self._returns:
             for child in multiprocessing.active_children():
                 child.kill()
-            self._exit_now(self._told)
+            self._exit_now(self._code_of_first)
 
     def _pass_on(self) -> None:
         """On process 0: deliver the signals that others have received."""
@@ -145,11 +145,11 @@ class SharedStop:
                 self._delivered.add(signum)
                 self._deliver(signum)
 
-    def _talk(self, received: Collection[int]) -> None:
+    def _exchange(self, received: Collection[int]) -> None:
         """On other processes: send received signals, and read the messages of process 0."""
         for signum in received:
             self._store.set(f"signal/{signum}", "")
-        if self._store.check([_HEARING]):
-            self._store.set(f"heard/{comm.get_rank()}", "")
+        if self._store.check([_COLLECTING]):
+            self._store.set(f"reported/{comm.get_rank()}", "")
         if self._store.check([_CODE]):
-            self._told = int(self._store.get(_CODE))
+            self._code_of_first = int(self._store.get(_CODE))

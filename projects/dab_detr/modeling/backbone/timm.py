@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 
 # options for images of any size by timm's families; others need none, or do not accept them
 _ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -102,7 +102,7 @@ class TimmBackbone(Backbone):
             features = self.eval()._features(image)
         # timm's models fail in many ways at sizes that they do not accept
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
-            return " ".join(str(error).split())[:200]
+            return one_line(error, with_type=False)
         finally:
             self.train(training)
         for level, spec in self._levels.items():

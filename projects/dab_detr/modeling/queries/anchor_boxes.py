@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dab_detr.modeling.attention import ConditionalCrossAttention
 from dab_detr.modeling.boxes import bounded_logits
-from dab_detr.modeling.initialization import drawn_later, reset_parameters
+from dab_detr.modeling.initialization import defer_initialization, reset_parameters
 from dab_detr.modeling.mlp import MLP
 from dab_detr.modeling.position_encoding import encode_anchors
 from dab_detr.modeling.queries.base import QueryFormulation
@@ -111,7 +111,7 @@ class AnchorBoxQueries(QueryFormulation):
             torch.empty(num_queries, 2), requires_grad=not freeze_anchor_centers
         )
         self.size_logits = nn.Parameter(torch.empty(num_queries, 2)) if query_dim == 4 else None
-        with drawn_later():
+        with defer_initialization():
             self.patterns = nn.Embedding(num_patterns, d_model) if num_patterns else None
             self.position_mlp = MLP(query_dim * d_model // 2, d_model, d_model, 2)
             self.position_scale = MLP(d_model, d_model, d_model, 2) if num_layers > 1 else None
@@ -174,7 +174,7 @@ class AnchorBoxQueries(QueryFormulation):
     def boxes(self, offset: Tensor, state: AnchorState) -> Tensor:
         return self._refine(offset, state.reference_logits)
 
-    def move(self, state: AnchorState, content: Tensor, box_head: nn.Module) -> AnchorState:
+    def refine(self, state: AnchorState, content: Tensor, box_head: nn.Module) -> AnchorState:
         if not self.update_anchors:
             return state
         refined = self._refine(box_head(content), state.anchor_logits)[..., : self.query_dim]

@@ -54,7 +54,7 @@ class QueryFormulation(nn.Module, ABC):
     def boxes(self, offset: Tensor, state: Any) -> Tensor:
         """Box logits, float32 ``(B, Q, 4)``, from the output of the box head ``(B, Q, 4)``."""
 
-    def move(self, state: Any, content: Tensor, box_head: nn.Module) -> Any:
+    def refine(self, state: Any, content: Tensor, box_head: nn.Module) -> Any:
         """The state after a layer; by default it does not change.
 
         Args:
