@@ -60,8 +60,8 @@ DIVISIONS = {
         ["--num-gpus", "2", "--dist-url", "auto", "train.compile=True"],
         TRAIN,
     ),
-    "2 processes of torchrun, 2 micro-batches of 4 each": (
-        ["train.accumulate=2"],
+    "2 processes of torchrun, 4 micro-batches of 2 each": (
+        ["train.accumulate=4"],
         [*TORCHRUN, str(TRAIN)],
     ),
     "2 data workers": (["dataloader.train.num_workers=2"], TRAIN),
@@ -69,7 +69,7 @@ DIVISIONS = {
 
 
 # a C++ compiler is run a hundred times; torchrun starts a new Python for each
-LONG = {"2 processes of 8, compiled", "2 processes of torchrun, 2 micro-batches of 4 each"}
+LONG = {"2 processes of 8, compiled", "2 processes of torchrun, 4 micro-batches of 2 each"}
 
 
 @pytest.mark.parametrize(
