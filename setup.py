@@ -19,6 +19,7 @@ def config_packages() -> dict[str, str]:
 CONFIGS = config_packages()
 TIMM = ["timm>=1.0"]
 FAST_EVAL = ["faster-coco-eval>=1.6"]
+HUB = ["huggingface_hub>=1.0"]
 SLURM = ["submitit>=1.5"]
 BENCHMARK = ["transformers>=5"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"]
@@ -30,6 +31,7 @@ TEST = [
     "scikit-learn",
     *TIMM,
     *FAST_EVAL,
+    *HUB,
     *SLURM,
     *BENCHMARK,
     *SUPERVISION,
@@ -70,6 +72,7 @@ setup(
     extras_require={
         "timm": TIMM,
         "fast-eval": FAST_EVAL,
+        "hub": HUB,
         "slurm": SLURM,
         "benchmark": BENCHMARK,
         "supervision": SUPERVISION,

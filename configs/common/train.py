@@ -2,7 +2,7 @@
 
 train = dict(
     output_dir="./output",
-    # a file, or an address of Detectron2's path manager; "" starts from random weights
+    # a file, a name of `dab-detr zoo`, or an address; "" starts from random weights
     init_checkpoint="",
     # auto: a GPU if there is one
     device="auto",

@@ -12,9 +12,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
-from dab_detr.checkpoint.addresses import local_path
+from dab_detr.checkpoint.addresses import Located, locate
 from dab_detr.checkpoint.average import average_of
-from dab_detr.checkpoint.classes import CLASS_WEIGHT, fit_classes, names_of_rows
+from dab_detr.checkpoint.classes import CLASS_WEIGHT, coco_rows, fit_classes, names_of_rows
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.description import KEY, describe, description_of
 from dab_detr.checkpoint.fitting import has_resnet, require_fit, require_shapes
@@ -194,28 +194,28 @@ class Checkpointer(DetectionCheckpointer):
         return os.path.join(self.save_dir, file_name)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file or an address of Detectron2's path manager; '' loads nothing."""
-        path = path and local_path(path)
-        if path and os.path.isdir(path):
+        """Load a checkpoint, see :func:`dab_detr.checkpoint.addresses.locate`; '': nothing."""
+        self._located = locate(path) if path else Located(path)
+        self._path = self._located.path
+        if path and os.path.isdir(self._path):
             # the parent class accepts files only
-            checkpoint = read_checkpoint(path)
-            self.load_content(checkpoint, path)
+            checkpoint = read_checkpoint(self._path)
+            self.load_content(checkpoint, self._located)
             return checkpoint
-        self._path = path
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(self._path, *args, **kwargs)
         finally:
             # Detectron2 leaves it set when a file is refused, and then cannot load another
             self._parsed_url_during_load = None
 
-    def load_content(self, checkpoint: dict[str, Any], path: str) -> list[str] | None:
-        """Load what :func:`read_checkpoint` has read from ``path``; ``checkpoint`` is changed.
+    def load_content(self, checkpoint: dict[str, Any], located: Located) -> list[str] | None:
+        """Load what :func:`read_checkpoint` has read from there; ``checkpoint`` is changed.
 
         Returns:
             The file's class names, for the rows of the model's class head; None if it has none.
         """
-        self._path = path
-        content = self._converted(checkpoint, path)
+        self._located, self._path = located, located.path
+        content = self._converted(checkpoint, located.path)
         present = content.get("class_names")
         self._load_model(content)
         return names_of_rows(getattr(self.model, "num_classes", 0), present)
@@ -239,6 +239,8 @@ class Checkpointer(DetectionCheckpointer):
         if layout is not None and (not backbone_alone or has_resnet(self.model)):
             conversion = to_dab_detr(state, description)
             state = conversion.state
+            if conversion.class_names is None and self._located.published:
+                conversion.class_names = coco_rows(state)
             checkpoint["class_names"] = conversion.class_names
             for line in conversion.report().splitlines():
                 self.logger.info(line)

@@ -1,7 +1,7 @@
 """Fits the class head of a checkpoint to the classes of a model, by their names."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -93,6 +93,12 @@ def coco_names(num_classes: int, present: Sequence[str] | None) -> tuple[str, ..
     if present is None or tuple(present) not in (COCO_NAMES, RAW_COCO_NAMES):
         return None
     return {80: COCO_NAMES, 91: RAW_COCO_NAMES}.get(num_classes)
+
+
+def coco_rows(state: Mapping[str, Tensor]) -> tuple[str, ...] | None:
+    """COCO's names for the rows of a class head that is known to be for COCO: 80, or 91 (raw ids);
+    None for another number."""
+    return {80: COCO_NAMES, 91: RAW_COCO_NAMES}.get(len(state.get(CLASS_WEIGHT, ())))
 
 
 def names_of_rows(num_classes: int, present: Sequence[str] | None) -> list[str] | None:

@@ -1,6 +1,13 @@
 """Tensor names of detrex."""
 
-from dab_detr.checkpoint.layout import DECODER, ENCODER, QUERY_ENCODING, Layout, prefixed
+from dab_detr.checkpoint.layout import (
+    DECODER,
+    ENCODER,
+    QUERY_ENCODING,
+    Layout,
+    prefixed,
+    torchvision_resnet,
+)
 from dab_detr.checkpoint.official import BOX_HEADS, HEAD_COPIES, HEADS_AND_SHARED
 
 DETREX = Layout(
@@ -41,6 +48,10 @@ DETREX = Layout(
                 "ffns.0.layers.1.{rest}": "feed_forward.linear2.{rest}",
             },
         ),
+        # Detectron2's ResNet, torchvision's (for DC5), and whatever else
+        ("backbone.stem.{rest}", "backbone.stem.{rest}"),
+        ("backbone.res{i}.{rest}", "backbone.res{i}.{rest}"),
+        *torchvision_resnet("backbone.body."),
         ("backbone.{rest}", "backbone.{rest}"),
     ),
     anchors="anchor_box_embed.weight",

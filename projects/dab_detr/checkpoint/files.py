@@ -1,24 +1,19 @@
 """Conversion of checkpoint files between layouts."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
+from dab_detr.checkpoint.addresses import locate
 from dab_detr.checkpoint.average import average_of
-from dab_detr.checkpoint.classes import (
-    CLASS_WEIGHT,
-    COCO_NAMES,
-    RAW_COCO_NAMES,
-    coco_names,
-    fit_classes,
-)
+from dab_detr.checkpoint.classes import CLASS_WEIGHT, coco_names, coco_rows, fit_classes
 from dab_detr.checkpoint.conversion import Conversion, from_dab_detr, to_dab_detr
 from dab_detr.checkpoint.description import config_of, describe, description_of
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.checkpoint.settings import settings_of_file
 from dab_detr.checkpoint.writing import refuse_existing, write_hf, write_state
+from dab_detr.config import get_config
 from dab_detr.errors import InputError
-from dab_detr.stored_config import with_num_classes
+from dab_detr.stored_config import settings_to_store, with_num_classes
 
 
 def convert_file(
@@ -35,7 +30,7 @@ def convert_file(
     """Read a checkpoint in any known layout and write it in another.
 
     Args:
-        source: see :func:`~dab_detr.checkpoint.reading.read_checkpoint`.
+        source: see :func:`~dab_detr.checkpoint.addresses.locate`.
         target: a ``.pth`` or ``.safetensors`` file; for ``hf`` a folder.
         to: ``dab_detr``, ``official`` or ``hf``.
         num_classes: 80 and 91 keep COCO's classes; any other number re-initialises the class head.
@@ -52,21 +47,25 @@ def convert_file(
         InputError: if ``source`` cannot be read or expressed in the layout, or ``target`` exists.
     """
     refuse_existing(target, force)
-    checkpoint = read_checkpoint(source)
+    path, published = locate(source)
+    checkpoint = read_checkpoint(path)
     if averaged:
         checkpoint["model"] = average_of(checkpoint, source)
     description = description_of(checkpoint, source)
     conversion = to_dab_detr(checkpoint["model"], description)
-    if coco_classes and conversion.class_names is None:
+    if (coco_classes or published) and conversion.class_names is None:
         conversion.class_names = _assume_coco(conversion, source)
     if num_classes is not None:
         _fit_classes(conversion, num_classes, source)
     settings = settings_of_file(checkpoint, description) | (settings or {})
     if to == "dab_detr":
+        config = config_of(description)
+        if published:
+            config = settings_to_store(get_config(published.config))
         about = describe(
             class_names=conversion.class_names,
             settings=settings,
-            config=_config_for(conversion, description),
+            config=_for_classes(conversion, config),
         )
         write_state(conversion.state, target, about)
     elif to == "official":
@@ -76,13 +75,12 @@ def convert_file(
     return conversion.report()
 
 
-def _config_for(conversion: Conversion, description: Mapping[str, Any] | None) -> dict[str, Any]:
+def _for_classes(conversion: Conversion, config: dict[str, Any]) -> dict[str, Any]:
     """The config's entries of the description, with the number of classes of the new file."""
-    config = config_of(description)
-    if "model_config" in config and CLASS_WEIGHT in conversion.state:
-        num_classes = len(conversion.state[CLASS_WEIGHT])
-        config["model_config"] = with_num_classes(config["model_config"], num_classes)
-    return config
+    if "model_config" not in config or CLASS_WEIGHT not in conversion.state:
+        return config
+    num_classes = len(conversion.state[CLASS_WEIGHT])
+    return config | {"model_config": with_num_classes(config["model_config"], num_classes)}
 
 
 def _write_hf(conversion: Conversion, settings: dict[str, Any], source: str, path: str) -> str:
@@ -100,11 +98,11 @@ def _write_hf(conversion: Conversion, settings: dict[str, Any], source: str, pat
 
 
 def _assume_coco(conversion: Conversion, path: str) -> tuple[str, ...]:
-    count = len(conversion.state.get(CLASS_WEIGHT, ()))
-    for names in (COCO_NAMES, RAW_COCO_NAMES):
-        if count == len(names):
-            return names
-    raise InputError(f"{path} has {count} classes; COCO has 80, or 91 with raw ids.")
+    names = coco_rows(conversion.state)
+    if names is None:
+        count = len(conversion.state.get(CLASS_WEIGHT, ()))
+        raise InputError(f"{path} has {count} classes; COCO has 80, or 91 with raw ids.")
+    return names
 
 
 def _fit_classes(conversion: Conversion, num_classes: int, path: str) -> None:

@@ -12,7 +12,11 @@ def main(arguments: Sequence[str] | None, program: str) -> int:
         epilog="Reads the published .pth, detrex's and mmdetection's .pth, a directory or "
         ".safetensors of transformers, and this project's own; the layout is detected.",
     )
-    parser.add_argument("input", metavar="IN", help="a file, or a directory of transformers")
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        help="a file, a directory of transformers, or a name of dab-detr zoo",
+    )
     parser.add_argument(
         "output", metavar="OUT", help="a .pth or .safetensors file; for hf a directory"
     )

@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": ("evaluate", "evaluate a checkpoint"),
     "convert": ("convert", "convert a checkpoint between layouts"),
     "export": ("export", "export a trained model to ONNX, OpenVINO or torch.export"),
+    "zoo": ("zoo", "list published weights, and which of them are in the cache"),
     "analyze": ("analyze", "print parameters and GFLOPs of a model, or the memory to train it"),
     "visualize data": ("visualize_data", "draw what the data loader feeds the model"),
     "environment": ("environment", "print what is installed, and which kind of Detectron2"),

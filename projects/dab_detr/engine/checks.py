@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
+from dab_detr.checkpoint.addresses import require_known
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config, target_of
 from dab_detr.data.validation import check_datasets
@@ -83,8 +84,8 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
             require_compiler(device, "train.compile=True")
     check_datasets(cfg, ("test",) if args.eval_only else ("train", "test"))
     checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not os.path.exists(checkpoint):
-        raise InputError(f"There is no checkpoint file {checkpoint} (train.init_checkpoint).")
+    if checkpoint:
+        require_known(checkpoint)
     if args.eval_only and not checkpoint:
         raise InputError("--eval-only needs weights: give train.init_checkpoint=FILE.")
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dab_detr.checkpoint import Checkpointer
-from dab_detr.checkpoint.addresses import local_path
+from dab_detr.checkpoint.addresses import locate
 from dab_detr.checkpoint.description import config_of, description_of
 from dab_detr.checkpoint.reading import read_checkpoint
 from dab_detr.config import build, copy_config, get_config
@@ -62,8 +62,9 @@ def load(
     """Build a model and load its weights.
 
     Args:
-        weights: a file or folder in any layout that :class:`Checkpointer` reads, or an address of
-            Detectron2's path manager. Code in it is not run.
+        weights: a checkpoint in any layout that :class:`Checkpointer` reads, or the name of
+            published weights, see :func:`~dab_detr.checkpoint.addresses.locate`. Code in it is not
+            run.
         config: a config, or its name or file, see :func:`~dab_detr.config.get_config`. It takes
             precedence over what the checkpoint says, and is needed for checkpoints that do not
             contain the model's config: those of other programs and of earlier versions.
@@ -75,8 +76,11 @@ def load(
             not.
     """
     device = _device(device)
-    path = local_path(weights)
+    located = locate(weights)
+    path = located.path
     checkpoint = read_checkpoint(path)
+    if config is None and located.published:
+        config = located.published.config
     if config is None:
         settings = config_of(description_of(checkpoint, path))
         if "model_config" not in settings:
@@ -96,7 +100,7 @@ def load(
         raise InputError(
             f"The config's section model builds a {type(model).__name__}; a DABDETR is needed."
         )
-    class_names = Checkpointer(model, complete=True).load_content(checkpoint, path)
+    class_names = Checkpointer(model, complete=True).load_content(checkpoint, located)
     if "resize" not in settings:
         logger.warning(
             f"It is not known how images are resized for {weights}: to a shorter side of "
