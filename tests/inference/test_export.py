@@ -12,6 +12,7 @@ from detectron2.data.transforms import AugInput, ResizeShortestEdge
 from PIL import Image
 from torch import nn
 
+from dab_detr.cli.main import main
 from dab_detr.data.images import read_image
 from dab_detr.errors import InputError
 from dab_detr.exported import KEY, Detections, ExportMetadata
@@ -19,6 +20,7 @@ from dab_detr.inference.export import FORMATS, export_model
 from dab_detr.inference.export import export as exporting
 from dab_detr.inference.export.check import TOLERANCES, CheckFailed, Comparison, compare_image
 from dab_detr.inference.export.writing import save_openvino
+from dab_detr.inference.predictor import Predictor
 from dab_detr.inference.runtimes import load_exported
 from dab_detr.modeling.meta_arch import padding_mask_of
 
@@ -162,6 +164,17 @@ def test_onnx(model, tmp_path):
     found = load_exported(path)([torch.zeros(3, *size).byte() for size in ((9, 9), (50, 20))])
     assert [x.boxes_xyxy.shape for x in found] == [(12, 4)] * 2
     assert_predicts_without_torch(path, model, tmp_path)
+    image = tmp_path / "image.png"
+    predict = Predictor(path)
+    found = predict(image, score_threshold=0)
+    settings = {"class_names": predict.class_names, "short_edge": 64, "max_size": 107}
+    expected = Predictor(model, **settings)(image, score_threshold=0)
+    assert found.image_size == (90, 50) and found.names == expected.names
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    with pytest.raises(InputError, match="leave config, device and bf16 out"):
+        Predictor(path, bf16=True)
+    arguments = f"predict --weights {path} --input {image} --output {tmp_path}/found"
+    assert main(arguments.split()) == 0 and len(list(tmp_path.glob("found/image.*"))) == 1
 
     import openvino
 
@@ -247,6 +260,27 @@ def test_a_file_that_differs_does_not_stay(model, tmp_path, monkeypatch):
     shift = 0.05
     path, (table,) = export(model, tmp_path, "torch_export", force=True)
     assert "| single images  | 240          | 0.05 " in table and path.is_file()
+
+
+def test_the_command_takes_what_the_checkpoint_says(trained, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "model.pt2"
+
+    def write(program, path, metadata):
+        path.write_text(metadata.to_json())
+
+    kind = FORMATS["torch_export"]
+    monkeypatch.setitem(FORMATS, "torch_export", kind._replace(write=write))
+    monkeypatch.setattr(exporting, "trace", lambda graph: None)
+    arguments = (
+        f"export --weights {trained}/model_final.pth --format torch_export --output {path}"
+        " --no-check"
+    ).split()
+    assert main(arguments) == 0 and f"{path} written" in capsys.readouterr().out
+    metadata = ExportMetadata.from_json(path.read_text(), path)
+    names = ("rectangle", "ellipse", "triangle")
+    assert metadata == ExportMetadata(names, short_edge=72, max_size=96)
+    assert main(arguments) == 1
+    assert f"dab-detr export: {path} exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from dab_detr.inference.inputs import Prepared, is_single, read_pixels, resize
 from dab_detr.inference.loading import LoadedModel, load
 from dab_detr.inference.results import PredictedInstances
 from dab_detr.inference.runtime import Found, ModelRuntime
+from dab_detr.inference.runtimes import ExportedRuntime, is_exported, load_exported
 from dab_detr.inference.selection import SCORE_THRESHOLD, Selection
 from dab_detr.modeling.meta_arch import DABDETR
 
@@ -30,7 +31,8 @@ class Predictor:
 
     Args:
         weights: a trained model: a checkpoint, as :func:`~dab_detr.inference.loading.load` takes
-            it, or a :class:`DABDETR` in memory, which is not changed.
+            it; an exported file (``.onnx``, ``.xml``, ``.pt2``), which says by itself how images
+            are resized; or a :class:`DABDETR` in memory, which is not changed.
         config: for checkpoints that do not contain the model's config, see
             :func:`~dab_detr.inference.loading.load`.
         device: None: a GPU if there is one; for a model in memory, the one that it is on.
@@ -45,6 +47,7 @@ class Predictor:
         optimize: compute with an :func:`inference_copy`; results differ only by rounding.
         max_pixels: larger files, bytes and PIL images are refused before they are decoded. (Pillow
             has a limit of its own, ``PIL.Image.MAX_IMAGE_PIXELS``, whose double is always refused.)
+        trust: load ``.pt2`` files, too, which can run any code while they are loaded.
 
     Raises:
         TypeError: for another model, such as one wrapped in DistributedDataParallel.
@@ -65,23 +68,33 @@ class Predictor:
         bf16: bool = False,
         optimize: bool = False,
         max_pixels: int = _MAX_PIXELS,
+        trust: bool = False,
     ):
-        if isinstance(weights, nn.Module):
-            loaded = _loaded(weights, device)
+        if isinstance(weights, str | os.PathLike) and is_exported(weights):
+            if config is not None or device not in (None, "cpu", torch.device("cpu")) or bf16:
+                raise InputError(
+                    f"{weights} is an exported file, which has its own config and precision and "
+                    "runs on the CPU: leave config, device and bf16 out."
+                )
+            self.runtime = ExportedRuntime(load_exported(weights, trust=trust))
+            loaded = self.runtime.metadata
+            num_classes = len(loaded.class_names)
         else:
-            loaded = load(weights, config, device)
-        model = loaded.model
+            if isinstance(weights, nn.Module):
+                loaded = _loaded(weights, device)
+            else:
+                loaded = load(weights, config, device)
+            self.runtime = ModelRuntime(loaded.model, bf16=bf16, optimize=optimize)
+            num_classes = loaded.model.num_classes
         names = class_names or loaded.class_names
-        names = names or [f"class {index}" for index in range(model.num_classes)]
-        if len(names) != model.num_classes:
+        names = names or [f"class {index}" for index in range(num_classes)]
+        if len(names) != num_classes:
             raise InputError(
-                f"class_names has {len(names)} names, but the model has {model.num_classes} "
-                "classes."
+                f"class_names has {len(names)} names, but the model has {num_classes} classes."
             )
         self.class_names = tuple(names)
         self.image_format = image_format or loaded.image_format
         self.max_pixels = max_pixels
-        self.runtime = ModelRuntime(model, bf16=bf16, optimize=optimize)
         self._short_edge = (loaded.short_edge if short_edge is None else short_edge) or None
         self._max_size = max_size or loaded.max_size
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dab_detr.errors import InputError
 from dab_detr.exported import KEY, OUTPUTS, Detections, ExportMetadata, detections, model_inputs
+from dab_detr.inference.runtime import Found
 from dab_detr.onnx_predictor import OnnxModel
 
 SUFFIXES = (".onnx", ".xml", ".pt2")
@@ -66,6 +69,19 @@ def load_exported(path: str | os.PathLike, *, trust: bool = False) -> Runtime:
     return TorchExportModel(path)
 
 
+class ExportedRuntime:
+    """An exported file in the place of :class:`~dab_detr.inference.runtime.ModelRuntime`."""
+
+    def __init__(self, file: Runtime):
+        self._file = file
+        self.metadata = file.metadata
+
+    def __call__(self, images: Sequence[Tensor]) -> list[Found]:
+        """See :meth:`ModelRuntime.__call__`."""
+        found = self._file([image.numpy() for image in images])
+        return [Found(*map(torch.from_numpy, of_image)) for of_image in found]
+
+
 class OpenVINOModel:
     """An OpenVINO file; see :class:`Runtime`.
 
@@ -104,8 +120,6 @@ class TorchExportModel:
     """A file of ``torch.export``; see :class:`Runtime`."""
 
     def __init__(self, path: Path):
-        import torch
-
         texts = {KEY: ""}
         program = _loaded(path, lambda: torch.export.load(path, extra_files=texts))
         self.metadata = ExportMetadata.from_json(texts[KEY], path)
@@ -114,8 +128,6 @@ class TorchExportModel:
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """See :class:`Runtime`."""
-        import torch
-
         if not len(images):
             return []
         inputs = {name: torch.from_numpy(x) for name, x in model_inputs(images).items()}
