@@ -116,7 +116,7 @@ def test_images_of_folders_and_patterns_are_predicted(
     assert files(out) == [
         "1-2.jpg", "1.jpg", "2-2.jpg", "2.jpg", "3.jpg", "4.jpg", "predictions.jsonl"
     ]  # fmt: skip
-    assert "6 of 6 files are done, see out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
     content = json.loads((tmp_path / "found.json").read_text())
     assert content["categories"] == [{"id": i, "name": name} for i, name in enumerate(NAMES)]
     order = ["a/1.png", "a/2.bmp", "a/2.png", "a/3.png", "b/1.png", "b/4.png"]
@@ -137,6 +137,7 @@ def test_images_of_folders_and_patterns_are_predicted(
             assert record["area"] == pytest.approx(record["bbox"][2] * record["bbox"][3])
         total += len(records)
     assert total == len(content["annotations"]) >= 6
+    assert f"6 of 6 files are done, with {total} detections; see out." in printed
     assert [x["id"] for x in content["annotations"]] == list(range(1, total + 1))
     # which of two equal names is which
     for name, source in (("1", "a/1.png"), ("1-2", "b/1.png"), ("2", "a/2.bmp")):
@@ -227,9 +228,9 @@ def test_an_interrupted_run_is_continued(predict, stopped, photos, tmp_path, cap
 
 def test_a_video_is_predicted_frame_by_frame(predict, predictor, threshold, tmp_path):
     source = clip(tmp_path / "clip.avi.mp4")
-    assert predict("--input", source, "--json", "found.json", "--batch", 5) == 0
+    assert predict("--input", source, "--json", "out/found.json", "--batch", 5) == 0
     out = tmp_path / "out"
-    assert files(out) == ["clip.avi.mp4", "predictions.jsonl"]
+    assert files(out) == ["clip.avi.mp4", "found.json", "predictions.jsonl"]
     given, drawn = frames(source), frames(out / "clip.avi.mp4")
     assert len(given) == len(drawn) == 12
     assert cv2.VideoCapture(str(out / "clip.avi.mp4")).get(cv2.CAP_PROP_FPS) == 10
@@ -237,7 +238,7 @@ def test_a_video_is_predicted_frame_by_frame(predict, predictor, threshold, tmp_
     assert {frame.shape for frame in drawn} == {(480, 640, 3)}
     brightness = [np.median(frame) for frame in drawn]
     assert brightness == sorted(brightness) and brightness[-1] - brightness[0] > 100
-    content = json.loads((tmp_path / "found.json").read_text())
+    content = json.loads((out / "found.json").read_text())
     assert [image["frame"] for image in content["images"]] == list(range(12))
     for image, frame in zip(content["images"], given):
         expected = predictor(frame, channels="BGR", score_threshold=threshold).coco_records()

@@ -82,8 +82,10 @@ def _predict(args: argparse.Namespace, program: str) -> int:
     targets = [folder / names[source.file] for source in sources]
     if args.json:
         targets.append(Path(args.json))
-        if not targets[-1].parent.is_dir():
-            raise InputError(f"There is no folder {targets[-1].parent} for --json {args.json}.")
+        # the output folder is made later
+        parent = targets[-1].parent
+        if not parent.is_dir() and parent.resolve() != folder.resolve():
+            raise InputError(f"There is no folder {parent} for --json {args.json}.")
     for target in targets:
         if target.is_dir() or (target.exists() and not (args.resume or args.force)):
             raise InputError(
@@ -109,7 +111,10 @@ def _predict(args: argparse.Namespace, program: str) -> int:
     if args.json:
         log.write_coco(args.json, files, predictor.class_names)
         print(f"The detections are in {args.json}.")
-    print(f"{len(files) - len(run.failed)} of {len(files)} files are done, see {folder}.")
+    print(
+        f"{len(files) - len(run.failed)} of {len(files)} files are done, with {log.count(files)} "
+        f"detections; see {folder}."
+    )
     for reason in run.failed.values():
         print(f"{program}: {reason}", file=sys.stderr)
     return 1 if run.failed else 0

@@ -81,6 +81,11 @@ class PredictionLog:
             raise cannot_be_written(self.path, error) from error
         self._records[record["file"]] = record
 
+    def count(self, files: Sequence[str]) -> int:
+        """The number of detections in these files, as far as they are finished."""
+        records = [self._records[file] for file in files if file in self._records]
+        return sum(len(frame) for record in records for frame in record["frames"])
+
     def write_coco(
         self, path: str | os.PathLike, files: Sequence[str], class_names: Sequence[str]
     ) -> None:
