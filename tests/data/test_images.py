@@ -1,6 +1,7 @@
 """Images of all kinds come out upright, as 8-bit RGB, whichever Detectron2 is installed."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,8 @@ def test_the_exif_orientation_is_followed(tmp_path, orientation):
     file = turned_file(tmp_path, orientation)
     np.testing.assert_array_equal(read_image(file), expected)
     np.testing.assert_array_equal(read_image(file, size=expected.shape[:2]), expected)
+    np.testing.assert_array_equal(read_image(Path(file).read_bytes()), expected)
+    np.testing.assert_array_equal(read_image(Image.open(file)), expected)
 
 
 def test_annotations_of_the_pixels_as_stored_are_not_turned(tmp_path):

@@ -267,7 +267,10 @@ def test_wrong_settings_are_refused(fixed, settings, words):
         (np.zeros((3, 60, 80), np.uint8), r"shape \(3, 60, 80\); \(H, W, C\) with 1, 3 or 4"),
         (torch.zeros(60, 80, 3, dtype=torch.uint8), r"\(60, 80, 3\); \(C, H, W\) with"),
         (np.zeros((0, 80, 3), np.uint8), r"shape \(0, 80, 3\)"),
-        (np.zeros((1, 300, 3), np.uint8), "300 x 1 pixels is too narrow"),
+        (
+            np.zeros((1, 300, 3), np.uint8),
+            "The image cannot be used: 300 x 1 pixels are too narrow",
+        ),
         ([b"", b"x"], "Image 0 of the given ones: The image of 0 bytes cannot be read"),
     ],
     ids=repr,
@@ -275,6 +278,12 @@ def test_wrong_settings_are_refused(fixed, settings, words):
 def test_what_is_no_image_is_refused(fixed, given, words):
     with pytest.raises(InputError, match=words):
         fixed(given)
+
+
+def test_a_narrow_file_is_named(fixed, tmp_path):
+    picture(300, 1).save(tmp_path / "line.png")
+    with pytest.raises(InputError, match="line.png cannot be used: 300 x 1 pixels are too narrow"):
+        fixed(tmp_path / "line.png")
 
 
 def test_images_beyond_the_limit_are_not_decoded(detector, street, monkeypatch):

@@ -99,7 +99,7 @@ def resize(pixels: np.ndarray, short_edge: int | None, max_size: int | None) -> 
         uint8 ``(C, h, w)``.
 
     Raises:
-        InputError: for an image so narrow that no pixel of one side would be left.
+        ValueError: for an image so narrow that no pixel of one side would be left.
     """
     if short_edge is not None:
         height, width = pixels.shape[:2]
@@ -107,10 +107,7 @@ def resize(pixels: np.ndarray, short_edge: int | None, max_size: int | None) -> 
             height, width, short_edge, np.inf if max_size is None else max_size
         )
         if min(size) < 1:
-            raise InputError(
-                f"An image of {width} x {height} pixels is too narrow to be resized; cut it into "
-                "parts."
-            )
+            raise ValueError(f"{width} x {height} pixels are too narrow to be resized.")
         pixels = T.ResizeTransform(height, width, *size, Image.BILINEAR).apply_image(pixels)
     return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 

@@ -159,7 +159,12 @@ class Predictor:
         pixels = read_pixels(
             image, self.image_format, channels=channels, max_pixels=self.max_pixels
         )
-        return Prepared(pixels, resize(pixels, self._short_edge, self._max_size))
+        try:
+            resized = resize(pixels, self._short_edge, self._max_size)
+        except ValueError as error:
+            name = f"The image {image}" if isinstance(image, str | os.PathLike) else "The image"
+            raise InputError(f"{name} cannot be used: {error}") from error
+        return Prepared(pixels, resized)
 
     def detect(self, images: Sequence[Prepared], selection: Selection) -> list[PredictedInstances]:
         """Detect objects in prepared images; see :meth:`__call__`.
