@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import cv2
 import numpy as np
@@ -182,10 +181,25 @@ def test_nothing_is_overwritten_unless_told(predict, photos, tmp_path, capsys):
     assert predict(*given, "--json", "found.json", output="other") == 1
     assert "found.json exists already" in capsys.readouterr().err
     assert (tmp_path / "found.json").read_text() == "mine" and not (tmp_path / "other").exists()
-    # not even the images themselves
+    # --resume continues nothing here
+    assert predict(*given, "--json", "found.json", "--resume", output="other") == 1
+    assert "found.json exists already" in capsys.readouterr().err
+    assert predict(*given, "--json", "found.json", "--resume") == 1
+    assert "found.json exists already" in capsys.readouterr().err
     assert predict(*given, "--json", "found.json", "--force") == 0
-    shutil.copy(out / "3.jpg", tmp_path / "1.jpg")
-    assert predict("--input", "1.jpg", output=".") == 1
+    assert json.loads((tmp_path / "found.json").read_text())["images"]
+
+
+@pytest.mark.parametrize("option", [[], ["--force"], ["--resume"]], ids=" ".join)
+def test_inputs_are_never_overwritten(predict, tmp_path, option, capsys):
+    picture().save(tmp_path / "1.jpg")
+    before = (tmp_path / "1.jpg").read_bytes()
+    assert predict("--input", tmp_path, *option, output=".") == 1
+    assert "1.jpg would be overwritten, which is an input" in capsys.readouterr().err
+    log = ("--json", "out/predictions.jsonl")
+    assert predict("--input", "1.jpg", *log, *option) == 1
+    assert "predictions.jsonl would be overwritten" in capsys.readouterr().err
+    assert files(tmp_path) == ["1.jpg"] and (tmp_path / "1.jpg").read_bytes() == before
 
 
 @pytest.mark.parametrize("half_a_line", [False, True])
@@ -224,6 +238,11 @@ def test_an_interrupted_run_is_continued(predict, stopped, photos, tmp_path, cap
     # nothing is left to do
     sizes.clear()
     assert predict(*given, "--resume") == 0 and not sizes
+    # a new image does not take the name of another
+    before = files(tmp_path / "out")
+    picture(9).save(photos / "a" / "1.bmp")
+    assert predict(*given, "--resume") == 0 and sizes == [1]
+    assert set(files(tmp_path / "out")) - set(before) == {"1-3.jpg"}
 
 
 def test_a_video_is_predicted_frame_by_frame(predict, predictor, threshold, tmp_path):

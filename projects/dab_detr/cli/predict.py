@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dab_detr.inference.prediction_log import PredictionLog
 
 _EPILOG = """\
 Examples: %(prog)s --weights model_final.pth --input photos --output found
@@ -24,7 +27,11 @@ def main(arguments: Sequence[str] | None, program: str) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--weights", required=True, help="a checkpoint")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help="a checkpoint, an exported file, or a name that dab-detr zoo lists",
+    )
     parser.add_argument(
         "--config-file", metavar="FILE", help="for a checkpoint that does not contain its config"
     )
@@ -68,7 +75,6 @@ def _predict(args: argparse.Namespace, program: str) -> int:
     import torch
 
     from dab_detr.allocator import keep_freed_memory
-    from dab_detr.errors import InputError
     from dab_detr.files import cannot_be_written
     from dab_detr.inference.predict_files import FilePredictions
     from dab_detr.inference.prediction_log import PredictionLog
@@ -82,15 +88,7 @@ def _predict(args: argparse.Namespace, program: str) -> int:
     targets = [folder / names[source.file] for source in sources]
     if args.json:
         targets.append(Path(args.json))
-        # the output folder is made later
-        parent = targets[-1].parent
-        if not parent.is_dir() and parent.resolve() != folder.resolve():
-            raise InputError(f"There is no folder {parent} for --json {args.json}.")
-    for target in targets:
-        if target.is_dir() or (target.exists() and not (args.resume or args.force)):
-            raise InputError(
-                f"{target} exists already: choose another name, or replace files with --force."
-            )
+    _check_targets(targets, args, log, {os.path.abspath(source.file) for source in sources})
     if not torch.cuda.is_available():
         keep_freed_memory()
     predictor = Predictor(args.weights, args.config_file, optimize=True)
@@ -98,11 +96,11 @@ def _predict(args: argparse.Namespace, program: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_be_written(folder, error) from error
-    log.start()
+    log.start(names, targets)
     selection = predictor.selection(score_threshold=args.confidence_threshold)
     run = FilePredictions(predictor, selection, folder, names, log, batch_size=args.batch)
     try:
-        run.run([source for source in sources if source.file not in log.outputs])
+        run.run([source for source in sources if not log.is_finished(source.file)])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"What is finished is in {folder}; run the same command with --resume to continue."
@@ -118,6 +116,28 @@ def _predict(args: argparse.Namespace, program: str) -> int:
     for reason in run.failed.values():
         print(f"{program}: {reason}", file=sys.stderr)
     return 1 if run.failed else 0
+
+
+def _check_targets(
+    targets: Sequence[Path], args: argparse.Namespace, log: "PredictionLog", inputs: set[str]
+) -> None:
+    """Refuse to overwrite files, except with --force and those of the run that is continued."""
+    from dab_detr.errors import InputError
+
+    for target in targets:
+        if os.path.abspath(target) in {*inputs, os.path.abspath(log.path)}:
+            raise InputError(
+                f"{target} would be overwritten, which is an input or the log of the run: choose "
+                "another --output or --json."
+            )
+        if target.is_dir() or (target.exists() and not (args.force or log.is_own(target))):
+            raise InputError(
+                f"{target} exists already: choose another name, or replace files with --force."
+            )
+    # the output folder is made later
+    parent = targets[-1].parent
+    if not parent.is_dir() and os.path.abspath(parent) != os.path.abspath(args.output):
+        raise InputError(f"There is no folder {parent} for --json {args.json}.")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ LOG_FILE = "predictions.jsonl"
 
 
 class PredictionLog:
-    """``predictions.jsonl``: a line of settings, then a line for each finished file.
+    """``predictions.jsonl``: a line about the run, then a line for each finished file.
 
-    A line has ``file``, ``output`` (name of the picture or video), ``is_video``, ``width`` and
-    ``height`` in pixels, and ``frames``: for each frame of a video, or for the image, a list of
-    COCO records without ``image_id``. Nothing is written before :meth:`start`.
+    The first line has the ``settings``, and what the run may write: ``outputs``, the name of the
+    picture or video by file, and ``claimed``, all paths. The others have ``file``, ``output``,
+    ``is_video``, ``width`` and ``height`` in pixels, and ``frames``: for each frame of a video, or
+    for the image, a list of COCO records without ``image_id``.
 
     Args:
-        folder: an existing folder.
+        folder: nothing is written to it before :meth:`start`.
         settings: of this run; they have to be the same when it is continued.
         resume: continue the run whose log is there, if there is one.
         replace: replace the log of an earlier run.
@@ -46,31 +47,43 @@ class PredictionLog:
                 f"{folder} has predictions of an earlier run: continue it with --resume, replace "
                 "them with --force, or choose another folder."
             )
-        settings = json.loads(json.dumps(settings))
-        header, *records = lines or [{"settings": settings}]
-        before = header.get("settings") or {}
-        if other := [name for name in settings if settings[name] != before.get(name)]:
+        self._settings = json.loads(json.dumps(settings))
+        first, *records = lines or [{"settings": self._settings}]
+        before = first.get("settings") or {}
+        if other := [name for name, x in self._settings.items() if before.get(name) != x]:
             raise InputError(
                 f"The run in {folder} was started with another {' and '.join(other)}: continue it "
                 "with the same, start again with --force, or choose another folder."
             )
-        self._header = header
+        self.outputs: dict[str, str] = first.get("outputs", {})
+        self._claimed = set(first.get("claimed", ()))
         self._records = {record["file"]: record for record in records if "frames" in record}
 
-    def start(self) -> None:
+    def is_own(self, path: Path) -> bool:
+        """Whether the run may have written this file before it was interrupted."""
+        return os.path.abspath(path) in self._claimed
+
+    def is_finished(self, file: str) -> bool:
+        return file in self._records
+
+    def start(self, outputs: Mapping[str, str], targets: Iterable[Path]) -> None:
         """Write what is known, without lines that a process left incomplete when it was killed.
 
-        Raises:
-            InputError: if the file cannot be written.
-        """
-        lines = (self._header, *self._records.values())
-        content = "".join(f"{json.dumps(line)}\n" for line in lines)
-        atomic_write(self.path, lambda file: file.write(content.encode()))
+        Args:
+            outputs: the name of the picture or video by file.
+            targets: all files that this run writes; they do not exist, or are to be replaced.
 
-    @property
-    def outputs(self) -> dict[str, str]:
-        """The name of the picture or video by file, of the files that are finished."""
-        return {file: record["output"] for file, record in self._records.items()}
+        Raises:
+            InputError: if the log cannot be written.
+        """
+        self._claimed |= {os.path.abspath(path) for path in targets}
+        first = {
+            "settings": self._settings,
+            "outputs": {**self.outputs, **outputs},
+            "claimed": sorted(self._claimed),
+        }
+        content = "".join(f"{json.dumps(line)}\n" for line in (first, *self._records.values()))
+        atomic_write(self.path, lambda file: file.write(content.encode()))
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a finished file."""

@@ -54,7 +54,7 @@ def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> dict[st
     """The name of the picture or video to write for each source, all different.
 
     Args:
-        known: names by source's file that an earlier run has used.
+        known: names by source's file of the run that is continued.
 
     Returns:
         By source's file: "NAME.jpg" or "NAME.mp4"; if a name occurs again, "NAME-2.jpg" and so on.
