@@ -160,6 +160,15 @@ def test_what_is_certain_is_understood(records, register, case):
             assert annotation["category_id"] == given["category_id"]
             assert annotation["iscrowd"] == 0
             assert annotation["area"] == pytest.approx(box[2] * box[3])
+            # a mapper would transform them, too
+            assert not {"segmentation", "keypoints"} & annotation.keys()
+
+
+@pytest.mark.parametrize("area", [0.25, 77])
+def test_an_area_that_is_given_is_kept(records, register, area):
+    """Of a mask, it may be smaller than the box, or than a pixel."""
+    kept = register("dict_train", boxes(area=area)(records)).records
+    assert [x["area"] for record in kept for x in record["annotations"]] == [area] * 3
 
 
 def test_images_without_ids_are_numbered_and_fields_of_ones_own_stay(records, register):
