@@ -186,19 +186,15 @@ def test_a_file_that_fills_nothing_or_too_little_is_refused(tmp_path, complete):
 @pytest.mark.parametrize("kind", ["torchvision", "detectron2"])
 def test_backbone_weights_reach_a_feature_pyramid_and_must_be_of_its_depth(tmp_path, kind):
     cfg = get_config("backbones/r50_fpn_p4.py")
-    weights = {}
-    for depth in (50, 101):
-        source = instantiate(get_config(f"dab_detr_r{depth}_50ep.py").model).backbone
-        state = {k: torch.rand_like(v) for k, v in source.state_dict().items()}
-        weights[depth] = tmp_path / f"resnet{depth}.pth"
-        if kind == "torchvision":
-            named = from_torchvision_names(state)
-        else:
-            named = state
-        torch.save(named, weights[depth])
-        if depth == 50:
-            expected = state
     model = instantiate(cfg.model)
+    expected = {k: torch.rand_like(v) for k, v in model.backbone.bottom_up.state_dict().items()}
+    last = {k: v for k, v in expected.items() if k.startswith("res4.5.")}
+    deeper = {k.replace("res4.5.", f"res4.{i}."): v for i in range(6, 23) for k, v in last.items()}
+    weights = {50: expected, 101: {**expected, **deeper}}
+    for depth, state in weights.items():
+        named = from_torchvision_names(state) if kind == "torchvision" else state
+        weights[depth] = tmp_path / f"resnet{depth}.pth"
+        torch.save(named, weights[depth])
     Checkpointer(model, complete=False).load(str(weights[50]))
     loaded = model.backbone.bottom_up.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
