@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from dab_detr.data.images import UnreadableImage, read_image
+from dab_detr.data.images import UnreadableImage, image_size, read_image
 from dab_detr.data.mapper import DetectionMapper
 
 # a ramp with a mark in its upper left corner, 6 wide and 4 high
@@ -113,6 +113,23 @@ def test_annotations_of_the_pixels_as_stored_are_not_turned(tmp_path):
     np.testing.assert_array_equal(read_image(file, size=(4, 6)), RGB)
     with pytest.raises(UnreadableImage, match="is 4 x 6 pixels, but its annotation says 5 x 5"):
         read_image(file, size=(5, 5))
+
+
+@pytest.mark.parametrize("orientation", ROTATIONS)
+def test_the_size_is_known_without_decoding(tmp_path, orientation):
+    file = turned_file(tmp_path, orientation)
+    assert image_size(file) == ROTATIONS[orientation](RGB).shape[:2]
+    # as an annotation may have it
+    for size in ((4, 6), (4, 6) if orientation < 5 else (6, 4)):
+        assert image_size(file, size) == read_image(file, size=size).shape[:2] == size
+
+
+def test_a_mapper_reads_the_pixels_that_were_annotated(tmp_path):
+    mapper = DetectionMapper(augmentations=[], is_train=False, image_format="RGB")
+    record = {"file_name": turned_file(tmp_path, 6), "height": 4, "width": 6}
+    np.testing.assert_array_equal(mapper(record)["image"], RGB.transpose(2, 0, 1))
+    del record["height"], record["width"]
+    np.testing.assert_array_equal(mapper(record)["image"], ROTATIONS[6](RGB).transpose(2, 0, 1))
 
 
 def broken_exif(path):

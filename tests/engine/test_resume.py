@@ -207,6 +207,14 @@ def test_the_data_go_on_where_they_were(run, tmp_path, seen, accumulate):
     assert seen == {i: expected[i] for i in (3, 4)}
 
 
+def test_grouping_by_aspect_ratio_is_not_exact_and_says_so(run, tmp_path, caplog):
+    grouped = ["dataloader.train.aspect_ratio_grouping=True"]
+    run(tmp_path, "train.max_iter=1", *grouped)
+    assert "in another order" not in caplog.text
+    run(tmp_path, "train.max_iter=2", *grouped, resume=True)
+    assert "a resumed training sees the images in another order" in caplog.text
+
+
 def test_the_stream_goes_on_whatever_the_number_of_workers(
     datasets_root, monkeypatch, forget_tiny, tmp_path
 ):

@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import check_image_size
 
 from dab_detr.data.images import UnreadableImage, read_image
 
-# aspect ratio; no photograph comes near it
+# aspect ratio, far beyond any photograph
 _NARROW = 50
 
 
