@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,28 @@ def test_an_interrupted_download_lands_later_and_whole(server, url, cache):
     assert "weights.pth" not in {path.name for path in files_in(cache)}
     assert Path(locate(url).path).read_bytes() == CONTENT
     assert server.sent("/v1/weights.pth") == [None, "bytes=100000-", "bytes=100000-"]
+
+
+def test_a_part_that_is_the_whole_file_is_no_obstacle(server, url):
+    file = Path(locate(url).path)
+    # as if the program had been stopped before the end
+    file.rename(file.with_name(".weights.pth.unfinished"))
+    file.with_name(".weights.pth.version").write_text(f'"{DIGEST}"')
+    assert Path(locate(url).path).read_bytes() == CONTENT
+    assert server.sent("/v1/weights.pth") == [None, "bytes=300000-", None]
+
+
+def test_a_wrong_part_is_not_appended(server, url):
+    server.cuts, server.shifted = [100_000], 1
+    with pytest.raises(InputError, match="another part of the file than it was asked for"):
+        locate(url)
+
+
+def test_several_at_once_download_once(server, url):
+    with ThreadPoolExecutor(4) as pool:
+        paths = {located.path for located in pool.map(locate, 4 * [url])}
+    assert len(paths) == 1 and Path(paths.pop()).read_bytes() == CONTENT
+    assert server.sent("/v1/weights.pth") == [None]
 
 
 def test_another_version_is_not_appended(server, url):
@@ -230,9 +253,7 @@ def test_names_have_configs_and_what_the_documents_say():
         assert f"{published.parameters:,}" in table
         # the paper's
         if published.source.startswith("hf://"):
-            assert (
-                f"{published.config}`](../configs/{published.config}) | {published.ap} |" in table
-            )
+            assert f"(../configs/{published.config}) | {published.ap} |" in table
         assert addresses.require_known(name) is None
 
 

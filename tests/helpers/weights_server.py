@@ -25,13 +25,15 @@ class Server:
         files: content by path: "/weights.pth", or "/OWNER/REPO/FILE" for models of the hub.
         cuts: of the next transfers, the number of bytes after which each connection breaks.
         requests: method, path and range of those that were answered.
-        changed: content that is sent by another SHA-256 than it has.
+        changed: whether content is sent by another SHA-256 than it has.
+        shifted: number of bytes before which a part begins.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     changed: bool = False
+    shifted: int = 0
     port: int = 0
 
     @property
@@ -101,9 +103,13 @@ def serving():
             part = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
             if part and self.headers.get("If-Range", tag) == tag:
                 start = int(part[1])
+            if start >= len(content):
+                return self.refuse({}, 416)
             body = content[start:]
             answer = {"Content-Length": str(len(body)), "ETag": tag, "Accept-Ranges": "bytes"}
             if start:
+                # a faulty server begins elsewhere
+                start -= state.shifted
                 answer["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.start(206 if start else 200, {**dict(headers), **answer})
             if with_body and state.cuts:

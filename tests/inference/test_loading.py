@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from dab_detr import get_config, load_model
+from dab_detr import __version__, get_config, load_model
 from dab_detr.checkpoint.classes import COCO_NAMES, RAW_COCO_NAMES
 from dab_detr.checkpoint.conversion import from_dab_detr
 from dab_detr.checkpoint.reading import read_checkpoint
@@ -37,6 +37,7 @@ def assert_as_trained(loaded):
 def test_every_file_of_a_training_is_enough(trained, name):
     loaded = load(trained / name, device="cpu")
     assert_as_trained(loaded)
+    assert read_checkpoint(trained / name)["description"]["package_version"] == __version__
     for key, tensor in read_checkpoint(trained / name)["model"].items():
         assert torch.equal(loaded.model.state_dict()[key], tensor)
 

@@ -7,6 +7,7 @@ import http.client
 import os
 import shutil
 import sys
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -110,6 +111,10 @@ def _download(url: str, target: Path, digest: str | None) -> None:
             _transfer(url, part, version)
             break
         except HTTPError as error:
+            if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and before:
+                # the part is as long as the file; a program was stopped before it was renamed
+                part.unlink()
+                continue
             raise DownloadError(
                 f"{urlparse(url).netloc} answers {error.code}, {error.reason}"
             ) from error
@@ -139,8 +144,10 @@ def _transfer(url: str, part: Path, version: Path) -> None:
         if tag and (have := _size(part)):
             headers |= {"Range": f"bytes={have}-", "If-Range": tag}
     with urlopen(Request(url, headers=headers), timeout=_TIMEOUT) as response:
-        if response.status != 206:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
             have = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise ConnectionError("it sends another part of the file than it was asked for")
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)
         if total is not None and shutil.disk_usage(part.parent).free < total - have:

@@ -11,7 +11,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "dab-detr export
         description="Export a trained model: uint8 pixels (B, C, H, W) and image sizes in; boxes, "
         "scores and labels out. The file is compared with the model before it is written.",
     )
-    parser.add_argument("--weights", required=True, metavar="W", help="a checkpoint")
+    parser.add_argument(
+        "--weights", required=True, metavar="W", help="a checkpoint, or a name of dab-detr zoo"
+    )
     parser.add_argument(
         "--config-file", metavar="F", help="for checkpoints that do not have the model's config"
     )
