@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,13 +81,6 @@ def test_a_wrong_part_is_not_appended(server, url):
         locate(url)
 
 
-def test_several_at_once_download_once(server, url):
-    with ThreadPoolExecutor(4) as pool:
-        paths = {located.path for located in pool.map(locate, 4 * [url])}
-    assert len(paths) == 1 and Path(paths.pop()).read_bytes() == CONTENT
-    assert server.sent("/v1/weights.pth") == [None]
-
-
 def test_another_version_is_not_appended(server, url):
     server.cuts = [100_000, 0]
     with pytest.raises(InputError, match="cannot be downloaded"):
@@ -131,6 +123,9 @@ def test_a_hubs_model_is_a_folder_that_is_downloaded_once(hub, capfd):
     for address in ("hf://someone/model", "hf://someone/model@v1", f"hf://someone/model@{COMMIT}"):
         assert locate(address).path == str(folder)
     assert hub.sent(f"/large/{DIGEST}") == [None]
+    # of the same revision as the weights
+    configs = {path for _, path, _ in hub.requests if path.endswith("config.json")}
+    assert configs == {f"/someone/model/resolve/{COMMIT}/config.json"}
     assert f"hf://someone/model is {DIGEST}" not in capfd.readouterr().err
 
 
@@ -166,6 +161,14 @@ def test_a_hubs_model_needs_no_config(hub, use_endpoint):
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors"]
     use_endpoint("http://127.0.0.1:9")
     assert locate("hf://someone/model").path == str(folder)
+
+
+def test_a_config_that_cannot_be_read_is_not_taken_for_none(hub):
+    hub.failing = "config.json"
+    with pytest.raises(InputError, match="hf://someone/model cannot be downloaded"):
+        locate("hf://someone/model")
+    hub.failing = None
+    assert (Path(locate("hf://someone/model").path) / "config.json").is_file()
 
 
 def test_without_a_network_the_cache_is_enough(hub, use_endpoint, monkeypatch):

@@ -27,6 +27,7 @@ class Server:
         requests: method, path and range of those that were answered.
         changed: whether content is sent by another SHA-256 than it has.
         shifted: number of bytes before which a part begins.
+        failing: name of a file for which the server says that it is overloaded.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Server:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     changed: bool = False
     shifted: int = 0
+    failing: str | None = None
     port: int = 0
 
     @property
@@ -69,7 +71,9 @@ def serving():
         def answer(self, with_body):
             state.requests.append((self.command, self.path, self.headers.get("Range")))
             model = re.fullmatch(r"(/[^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
-            if model:
+            if state.failing and self.path.endswith(state.failing):
+                self.refuse({}, 503)
+            elif model:
                 self.of_a_model(*model.groups(), with_body)
             elif self.path.startswith("/large/"):
                 by_digest = {_digest(content): content for content in state.files.values()}

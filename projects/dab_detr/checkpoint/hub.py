@@ -78,13 +78,9 @@ def _download(address: str, repo: str, revision: str | None, digest: str | None)
     if is_new:
         # the hub names large files by their SHA-256
         stated = weights.resolve().name
-        try:
-            check_digest(
-                weights.resolve(), address, digest, stated if _SHA256.fullmatch(stated) else None
-            )
-        except DownloadError:
-            weights.unlink(missing_ok=True)
-            raise
+        check_digest(
+            weights.resolve(), address, digest, stated if _SHA256.fullmatch(stated) else None
+        )
     try:
         # of the same revision
         hf_hub_download(repo, _CONFIG, revision=weights.parent.name, **arguments)
