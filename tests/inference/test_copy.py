@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from detections import assert_same_but_for_rounding
 from detectron2.layers import Conv2d
 from torch import nn
 
@@ -28,14 +29,8 @@ def model(detector):
 
 @torch.no_grad()
 def assert_same_detections(actual, expected, inputs):
-    """In any order: scores that are equal but for rounding may change places."""
     for found, wanted in zip(actual(inputs), expected(inputs)):
-        first, second = (
-            torch.cat((x.pred_classes[:, None], x.scores[:, None], x.pred_boxes.tensor / 100), 1)
-            for x in (found["instances"], wanted["instances"])
-        )
-        distance = (first[:, None] - second[None]).abs().amax(-1)
-        assert distance.amin(0).max() < 1e-4 and distance.amin(1).max() < 1e-4
+        assert_same_but_for_rounding(found["instances"], wanted["instances"])
 
 
 def test_detects_the_same_and_leaves_the_model_alone(model, batch):

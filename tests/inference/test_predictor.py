@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from detections import assert_same_but_for_rounding
 from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -130,14 +131,7 @@ def test_a_batch_gives_the_same_as_one_by_one(predictor):
     together = predictor(iter(images), score_threshold=0, batch_size=5)
     assert len(together) == len(images)
     for found, expected in zip(together, alone):
-        assert found.image_size == expected.image_size
-        # in any order: scores that are equal but for rounding may change places
-        first, second = (
-            torch.cat((x.pred_classes[:, None], x.scores[:, None], x.pred_boxes.tensor / 100), 1)
-            for x in (found, expected)
-        )
-        distance = (first[:, None] - second[None]).abs().amax(-1)
-        assert distance.amin(0).max() < 1e-4 and distance.amin(1).max() < 1e-4
+        assert_same_but_for_rounding(found, expected)
 
 
 class Fixed:
