@@ -181,6 +181,10 @@ def work(areas: list[str], tasks, results) -> None:
                 limits[area] = 60 + 3 * seconds
             path = Path(file)
             with use_mutation(path, get_operator(operator)(), occurrence) as (before, after):
+                if after is None:
+                    # an operator may find no place when it is asked again
+                    results.put(Result(area, f"{path}:{line}", "", "no fault", 0.0))
+                    continue
                 outcome, seconds = try_tests(tests_of(area, path.name), limits[area])
             change = "\n".join(
                 f"{sign} {text.strip()}"
