@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.transforms import AugInput, ResizeShortestEdge
+from detectron2.layers import Conv2d
 from PIL import Image
 from torch import nn
 
@@ -18,7 +19,19 @@ from dab_detr.errors import InputError
 from dab_detr.exported import KEY, Detections, ExportMetadata
 from dab_detr.inference.export import FORMATS, export_model
 from dab_detr.inference.export import export as exporting
-from dab_detr.inference.export.check import TOLERANCES, CheckFailed, Comparison, compare_image
+from dab_detr.inference.export.check import (
+    TOLERANCES,
+    CheckFailed,
+    Comparison,
+    check_images,
+    compare,
+    compare_image,
+)
+from dab_detr.inference.export.quantization import (
+    calibration_images,
+    quantize_onnx,
+    quantize_openvino,
+)
 from dab_detr.inference.export.writing import save_openvino
 from dab_detr.inference.predictor import Predictor
 from dab_detr.inference.runtimes import load_exported
@@ -189,6 +202,35 @@ def test_onnx(model, tmp_path):
         return [outputs[name].copy() for name in ("boxes", "scores", "labels")]
 
     assert_same_detections(run_openvino, model)
+    assert_quantized(model, path)
+
+
+def assert_quantized(model, path):
+    """Only the backbone's convolutions are, and detections are nearly the same."""
+    import onnx
+    import openvino
+
+    images = check_images(METADATA, 8)
+    arrays = [image.numpy() for image in images]
+    metadata = replace(METADATA, precision="int8")
+    quantize_onnx(path, metadata, arrays)
+    quantize_openvino(path.with_suffix(".xml"), metadata, arrays)
+
+    convolutions = sum(isinstance(x, Conv2d) for x in model.backbone.modules())
+    content = onnx.load(path)
+    integers = [x.name for x in content.graph.initializer if x.data_type == 3 and x.dims[1:]]
+    assert len(integers) == convolutions and all("core.backbone" in name for name in integers)
+    ops = openvino.Core().read_model(path.with_suffix(".xml")).get_ops()
+    integers = [
+        x for x in ops if x.get_type_name() == "Constant" and "int8" in str(x.get_element_type())
+    ]
+    assert len(integers) == convolutions
+
+    for runtime in (load_exported(path), load_exported(path.with_suffix(".xml"))):
+        assert runtime.metadata == metadata and "int8" in runtime.computes
+        single = compare(model, runtime, images)["single images"]
+        # differences are seen, and small
+        assert 1e-4 < single.scores < 0.05 and single.boxes < 10
 
 
 # a machine that has PyTorch, but neither this project nor Detectron2
@@ -293,6 +335,34 @@ def test_the_command_takes_what_the_checkpoint_says(trained, tmp_path, monkeypat
 def test_where_no_file_can_be_written(model, tmp_path, format, name, message):
     with pytest.raises(InputError, match=message):
         export_model(model, tmp_path / name, METADATA, format=format)
+
+
+def test_images_to_calibrate_on(model, tmp_path, tiny_shapes, capsys):
+    # evenly spread over the 32 of the set, and in the size of the metadata
+    images = calibration_images(tiny_shapes[0], METADATA)
+    assert [x.shape for x in images] == [(3, 64, 64)] * 32
+    (folder := tmp_path / "images").mkdir()
+    with pytest.raises(InputError, match="images has no images"):
+        calibration_images(folder, METADATA)
+    pixels = np.full((32, 48, 3), (10, 20, 30), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    (image,) = calibration_images(folder, replace(METADATA, image_format="BGR"))
+    assert image.shape == (3, 64, 96) and image[:, 0, 0].tolist() == [30, 20, 10]
+    (folder / "b.txt").write_text("no image")
+    with pytest.raises(InputError, match="b.txt cannot be read.*calibration needs it"):
+        calibration_images(folder, METADATA)
+    with pytest.raises(InputError, match="no registered data set nothing"):
+        calibration_images("nothing", METADATA)
+    metadata = replace(METADATA, precision="int8")
+    for format, suffix, message in (
+        ("torch_export", "pt2", "no int8 for torch_export"),
+        ("onnx", "onnx", "needs images to calibrate on"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_model(model, tmp_path / f"m.{suffix}", metadata, format=format)
+    with pytest.raises(SystemExit):
+        main("export --weights w --format onnx --precision int8 --output m.onnx".split())
+    assert "need each other" in capsys.readouterr().err
 
 
 def test_class_names_have_to_fit(model, tmp_path):

@@ -18,7 +18,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "dab-detr export
         "--config-file", metavar="F", help="for checkpoints that do not have the model's config"
     )
     parser.add_argument("--format", required=True, choices=("onnx", "openvino", "torch_export"))
-    parser.add_argument("--precision", choices=("fp32",), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
+    parser.add_argument(
+        "--calibration",
+        metavar="DATA",
+        help="for int8: name of a registered data set, or a folder of images like those that it "
+        "will see",
+    )
     parser.add_argument(
         "--output",
         required=True,
@@ -34,18 +40,24 @@ def main(arguments: Sequence[str] | None = None, program: str = "dab-detr export
     )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     args = parser.parse_args(arguments)
+    if (args.precision == "int8") != (args.calibration is not None):
+        parser.error("--precision int8 and --calibration DATA need each other.")
 
     from dab_detr.inference.export import check_output, export_model, metadata_of
+    from dab_detr.inference.export.quantization import calibration_images
     from dab_detr.inference.loading import load
 
     # before anything that takes time
     check_output(args.output, args.format, force=args.force)
     loaded = load(args.weights, args.config_file, "cpu")
+    metadata = metadata_of(loaded, args.precision)
+    images = calibration_images(args.calibration, metadata) if args.calibration else ()
     export_model(
         loaded.model,
         args.output,
-        metadata_of(loaded, args.precision),
+        metadata,
         format=args.format,
+        calibration=images,
         check=args.check,
         force=args.force,
     )

@@ -3,17 +3,20 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch.export import ExportedProgram
 
 from dab_detr.errors import InputError
 from dab_detr.exported import ExportMetadata
 from dab_detr.files import atomic_write, cannot_be_written
-from dab_detr.inference.export.check import check_images, compare, report, require_equal
+from dab_detr.inference.export.check import NUM_IMAGES, check_images, compare, report, require_equal
 from dab_detr.inference.export.graph import DetectionGraph, trace
+from dab_detr.inference.export.quantization import quantize_onnx, quantize_openvino
 from dab_detr.inference.export.writing import (
     require,
     write_onnx,
@@ -32,16 +35,21 @@ class Format(NamedTuple):
         suffixes: of its files; the first is the one to load, and is written last.
         packages: what writing and checking it needs, beside PyTorch.
         write: called with the traced model, the path and the metadata.
+        quantize: called with the path, the metadata and images to calibrate on; None: there is no
+            int8.
     """
 
     suffixes: tuple[str, ...]
     packages: tuple[str, ...]
     write: Callable[[ExportedProgram, Path, ExportMetadata], None]
+    quantize: Callable[[Path, ExportMetadata, Sequence[np.ndarray]], None] | None = None
 
 
 FORMATS = {
-    "onnx": Format((".onnx",), ("onnx", "onnxscript", "onnxruntime"), write_onnx),
-    "openvino": Format((".xml", ".bin"), ("onnx", "onnxscript", "openvino"), write_openvino),
+    "onnx": Format((".onnx",), ("onnx", "onnxscript", "onnxruntime"), write_onnx, quantize_onnx),
+    "openvino": Format(
+        (".xml", ".bin"), ("onnx", "onnxscript", "openvino"), write_openvino, quantize_openvino
+    ),
     "torch_export": Format((".pt2",), (), write_torch_export),
 }
 
@@ -52,6 +60,7 @@ def export_model(
     metadata: ExportMetadata,
     *,
     format: str,
+    calibration: Sequence[np.ndarray] = (),
     check: bool = True,
     force: bool = False,
     show: Callable[[str], object] = print,
@@ -64,6 +73,8 @@ def export_model(
             writes a second one beside it, ``.bin``.
         metadata: what the file says about itself; ``precision`` is that of the export.
         format: a key of :data:`FORMATS`.
+        calibration: for int8: resized images, uint8 ``(C, H, W)``, see
+            :func:`~dab_detr.inference.export.quantization.calibration_images`.
         check: compare the file with the model, see :mod:`dab_detr.inference.export.check`.
         force: overwrite existing files.
         show: called with the table of the check.
@@ -81,16 +92,24 @@ def export_model(
             f"There are {len(metadata.class_names)} class names, but the model has "
             f"{model.num_classes} classes."
         )
+    is_int8 = metadata.precision == "int8"
+    if is_int8 and kind.quantize is None:
+        raise InputError(f"There is no int8 for {format}; choose onnx or openvino.")
+    if is_int8 and not len(calibration):
+        raise InputError("int8 needs images to calibrate on.")
     if kind.packages:
         require(*kind.packages)
     try:
         with tempfile.TemporaryDirectory() as folder:
             unchecked = Path(folder) / f"model{kind.suffixes[0]}"
             kind.write(trace(DetectionGraph(model)), unchecked, metadata)
+            if is_int8:
+                kind.quantize(unchecked, metadata, calibration)
             if check:
                 # this process has written the file itself
                 runtime = load_exported(unchecked, trust=True)
-                comparisons = compare(model, runtime, check_images(metadata))
+                images = [*check_images(metadata), *map(torch.from_numpy, calibration[:NUM_IMAGES])]
+                comparisons = compare(model, runtime, images)
                 show(report(comparisons, runtime))
                 require_equal(comparisons, metadata.precision)
             for suffix in reversed(kind.suffixes):

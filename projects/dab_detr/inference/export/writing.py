@@ -21,7 +21,7 @@ _DIMENSIONS = {0: "batch", 2: "height", 3: "width"}
 def write_onnx(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
     """Write an ONNX file with the weights inside and the description in ``metadata_props``."""
     onnx = require("onnx", "onnxscript")
-    with _quiet():
+    with quiet("torch.onnx"):
         model = torch.onnx.export(
             program,
             (),
@@ -33,8 +33,13 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: ExportMetadata) -
             verbose=False,
         ).model_proto
     _name_dimensions(model)
-    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    describe_onnx(model, metadata)
     onnx.save(model, path)
+
+
+def describe_onnx(model, metadata: ExportMetadata) -> None:
+    """Put the description into an ONNX model."""
+    require("onnx").helper.set_model_props(model, {KEY: metadata.to_json()})
 
 
 def write_openvino(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
@@ -58,7 +63,7 @@ def save_openvino(model, path: Path, metadata: ExportMetadata) -> None:
 
 def write_torch_export(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
     """Write a file for ``torch.export.load``, with the description as an extra file."""
-    with _quiet():
+    with quiet("torch.onnx"):
         torch.export.save(program, path, extra_files={KEY: metadata.to_json()})
 
 
@@ -79,9 +84,13 @@ def require(*names: str):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and its notes on its own calls off the console."""
-    logger = logging.getLogger("torch.onnx")
+def quiet(name: str | None) -> Iterator[None]:
+    """Keep a library's progress and notes on its own calls off the console.
+
+    Args:
+        name: of its logger; None: the root logger.
+    """
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
