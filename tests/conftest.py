@@ -8,12 +8,12 @@ import numpy as np
 import programs
 import pytest
 import torch
+from detections import as_after_training
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from torch import nn
 
 from dab_detr.data.shapes import ShapesSpec, register_shapes
 from dab_detr.engine.main import main
@@ -92,14 +92,7 @@ def small_model():
 @pytest.fixture
 def detector(small_model):
     """A small model with heads and statistics as after a training: its outputs depend on all."""
-    model = small_model(num_queries=20, num_encoder_layers=1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean)
-    nn.init.normal_(model.transformer.decoder.class_head.weight, std=0.5)
-    nn.init.normal_(model.transformer.decoder.box_heads[0].layers[-1].weight, std=0.3)
-    return model
+    return as_after_training(small_model(num_queries=20, num_encoder_layers=1))
 
 
 @pytest.fixture

@@ -45,6 +45,11 @@ def atomic_write(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -
         raise
 
 
+def atomic_write_text(path: str | os.PathLike, text: str) -> None:
+    """:func:`atomic_write` for text, in UTF-8."""
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
 def cannot_be_written(path: str | os.PathLike, reason: OSError) -> InputError:
     """The error for a file, or the folder of a file, that cannot be written."""
     return InputError(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 from dab_detr.exported import KEY, OUTPUTS, Detections, ExportMetadata, detections, model_inputs
 
 
@@ -47,7 +47,7 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(os.fspath(path), providers=list(providers))
         # onnxruntime's exceptions have no common class but this
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, with_type=False)[:200]
             raise InputError(f"{path} cannot be loaded by onnxruntime: {reason}") from error
         texts = self._session.get_modelmeta().custom_metadata_map
         self.metadata = ExportMetadata.from_json(texts.get(KEY), path)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from detections import as_after_training
 from detectron2.data.transforms import AugInput, ResizeShortestEdge
 from detectron2.layers import Conv2d
 from PIL import Image
@@ -45,14 +46,7 @@ SIZES = [[(64, 80)], [(33, 57), (33, 20), (12, 57)], [(96, 64), (40, 90)], [(5, 
 @pytest.fixture
 def model(small_model):
     """As after a training: outputs depend on everything."""
-    model = small_model(num_encoder_layers=1, num_select=12)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean)
-    nn.init.normal_(model.transformer.decoder.class_head.weight, std=0.5)
-    nn.init.normal_(model.transformer.decoder.box_heads[0].layers[-1].weight, std=0.3)
-    return model.eval()
+    return as_after_training(small_model(num_encoder_layers=1, num_select=12)).eval()
 
 
 @torch.no_grad()

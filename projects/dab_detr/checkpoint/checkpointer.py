@@ -26,7 +26,7 @@ from dab_detr.checkpoint.settings import (
     warn_of_other_settings,
 )
 from dab_detr.errors import InputError, listed
-from dab_detr.files import UNFINISHED, atomic_write
+from dab_detr.files import UNFINISHED, atomic_write, atomic_write_text
 
 # the best weights so far; a training cannot be resumed from them
 BEST_FILE = "model_best.pth"
@@ -123,8 +123,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Record which file :meth:`resume` tries first."""
-        tag = last_filename_basename.encode()
-        atomic_write(self._in_folder("last_checkpoint"), lambda file: file.write(tag))
+        atomic_write_text(self._in_folder("last_checkpoint"), last_filename_basename)
 
     def resume(self, paths: Sequence[str] | None = None) -> str:
         """Load the last checkpoint of the folder, or the newest earlier one that is not damaged.

@@ -10,7 +10,7 @@ from typing import Any
 
 from dab_detr import __version__
 from dab_detr.checkpoint.downloads import DownloadError, check_digest, is_full, no_room
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 
 PREFIX = "hf://"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -61,7 +61,7 @@ def folder_of(address: str, digest: str | None = None) -> str:
     except Exception as error:
         if is_full(error):
             raise no_room(Path(constants.HF_HUB_CACHE)) from error
-        raise DownloadError(f"{type(error).__name__}: {str(error).strip()}"[:300]) from error
+        raise DownloadError(one_line(error)) from error
 
 
 def _download(address: str, repo: str, revision: str | None, digest: str | None) -> str:

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "dab-detr export
     from dab_detr.inference.loading import load
 
     # before anything that takes time
-    check_output(args.output, args.format, force=args.force)
+    check_output(args.output, args.format, args.precision, force=args.force)
     loaded = load(args.weights, args.config_file, "cpu")
     metadata = metadata_of(loaded, args.precision)
     images = calibration_images(args.calibration, metadata) if args.calibration else ()

@@ -14,7 +14,7 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
-from dab_detr.files import atomic_write, read_json_lines
+from dab_detr.files import atomic_write_text, read_json_lines
 
 _COLUMNS = ("iteration", "name", "value")
 
@@ -65,7 +65,7 @@ class _FileWriter(ResumableWriter):
     def resume(self, after: int) -> None:
         if self._path.exists():
             kept, self._last = self._kept(after)
-            atomic_write(self._path, lambda file: file.write(kept.encode()))
+            atomic_write_text(self._path, kept)
 
     def _kept(self, after: int) -> tuple[str, int]:
         """The text of the file up to an iteration, and the last iteration in it (-1: none)."""

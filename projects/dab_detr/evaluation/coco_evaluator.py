@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from dab_detr.console import DETAIL
 from dab_detr.data.catalog import checked_dataset
 from dab_detr.evaluation.ground_truth import GroundTruth
-from dab_detr.files import atomic_write
+from dab_detr.files import atomic_write_text
 
 BACKENDS = ("faster-coco-eval", "pycocotools")
 RESULTS_FILE = "coco_instances_results.json"
@@ -144,7 +144,7 @@ class BoxEvaluator(DatasetEvaluator):
         )
         folder = Path(self._output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / RESULTS_FILE, lambda file: file.write(content.encode()))
+        atomic_write_text(folder / RESULTS_FILE, content)
         logger.info(f"The predictions are in {folder / RESULTS_FILE}.", extra=DETAIL)
 
     def _metrics(

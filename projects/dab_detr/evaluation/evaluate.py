@@ -27,7 +27,7 @@ from dab_detr.console import bar
 from dab_detr.data.images import UnreadableImage
 from dab_detr.errors import InputError
 from dab_detr.evaluation.test_sets import build_evaluators, build_loader, evaluated_sets, label
-from dab_detr.files import atomic_write
+from dab_detr.files import atomic_write_text
 from dab_detr.inference.copy import inference_copy
 
 RESULTS_FILE = "evaluation.json"
@@ -71,7 +71,7 @@ def evaluate(
     if comm.is_main_process():
         content = json.dumps({"step": step, "results": _without_nan(results)}, indent=2) + "\n"
         path = Path(cfg.train.output_dir) / RESULTS_FILE
-        atomic_write(path, lambda file: file.write(content.encode()))
+        atomic_write_text(path, content)
     return results
 
 

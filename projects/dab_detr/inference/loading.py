@@ -18,9 +18,9 @@ from dab_detr.errors import InputError
 from dab_detr.modeling.meta_arch import DABDETR
 from dab_detr.stored_config import input_settings, read_model_config
 
-# of COCO's configs
-_RESIZE = {"short_edge": 800, "max_size": 1333}
-_IMAGE_FORMAT = "RGB"
+# of COCO's configs, where it is not known
+RESIZE = {"short_edge": 800, "max_size": 1333}
+IMAGE_FORMAT = "RGB"
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ class LoadedModel(NamedTuple):
     short_edge: int | None
     max_size: int | None
     image_format: str
+
+
+def numbered_names(num_classes: int) -> list[str]:
+    """Names of classes whose names are not known."""
+    return [f"class {index}" for index in range(num_classes)]
 
 
 def load_model(
@@ -104,13 +109,13 @@ def load(
     if "resize" not in settings:
         logger.warning(
             f"It is not known how images are resized for {weights}: to a shorter side of "
-            f"{_RESIZE['short_edge']} and a longer one of at most {_RESIZE['max_size']} pixels."
+            f"{RESIZE['short_edge']} and a longer one of at most {RESIZE['max_size']} pixels."
         )
-    resize = settings.get("resize", _RESIZE) or {"short_edge": None, "max_size": None}
+    resize = settings.get("resize", RESIZE) or {"short_edge": None, "max_size": None}
     return LoadedModel(
         model=model.eval().to(device),
         class_names=class_names or named,
-        image_format=settings.get("image_format", _IMAGE_FORMAT),
+        image_format=settings.get("image_format", IMAGE_FORMAT),
         **resize,
     )
 

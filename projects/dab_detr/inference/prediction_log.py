@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dab_detr.errors import InputError
-from dab_detr.files import atomic_write, cannot_be_written, read_json_lines
+from dab_detr.files import atomic_write_text, cannot_be_written, read_json_lines
 from dab_detr.inference.results import category_ids
 
 LOG_FILE = "predictions.jsonl"
@@ -83,7 +83,7 @@ class PredictionLog:
             "claimed": sorted(self._claimed),
         }
         content = "".join(f"{json.dumps(line)}\n" for line in (first, *self._records.values()))
-        atomic_write(self.path, lambda file: file.write(content.encode()))
+        atomic_write_text(self.path, content)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a finished file."""
@@ -125,4 +125,4 @@ class PredictionLog:
             for number, name in zip(category_ids(class_names), class_names)
         ]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
+        atomic_write_text(path, json.dumps(content))

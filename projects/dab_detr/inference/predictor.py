@@ -14,7 +14,13 @@ from torch import nn
 
 from dab_detr.errors import InputError
 from dab_detr.inference.inputs import Prepared, is_single, read_pixels, resize
-from dab_detr.inference.loading import LoadedModel, load
+from dab_detr.inference.loading import (
+    IMAGE_FORMAT,
+    RESIZE,
+    LoadedModel,
+    load,
+    numbered_names,
+)
 from dab_detr.inference.results import PredictedInstances
 from dab_detr.inference.runtime import Found, ModelRuntime
 from dab_detr.inference.runtimes import ExportedRuntime, is_exported, load_exported
@@ -86,8 +92,7 @@ class Predictor:
                 loaded = load(weights, config, device)
             self.runtime = ModelRuntime(loaded.model, bf16=bf16, optimize=optimize)
             num_classes = loaded.model.num_classes
-        names = class_names or loaded.class_names
-        names = names or [f"class {index}" for index in range(num_classes)]
+        names = class_names or loaded.class_names or numbered_names(num_classes)
         if len(names) != num_classes:
             raise InputError(
                 f"class_names has {len(names)} names, but the model has {num_classes} classes."
@@ -208,7 +213,7 @@ def _loaded(model: nn.Module, device: str | torch.device | None) -> LoadedModel:
         )
     if device is not None:
         model = copy.deepcopy(model).to(device)
-    return LoadedModel(model, None, short_edge=800, max_size=1333, image_format="RGB")
+    return LoadedModel(model, None, **RESIZE, image_format=IMAGE_FORMAT)
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dab_detr.errors import InputError
+from dab_detr.errors import InputError, one_line
 from dab_detr.exported import KEY, OUTPUTS, Detections, ExportMetadata, detections, model_inputs
 from dab_detr.inference.runtime import Found
 from dab_detr.onnx_predictor import OnnxModel
@@ -142,5 +142,5 @@ def _loaded(path: Path, load: Callable):
         return load()
     # of libraries, for damaged files
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, with_type=False)[:200]
         raise InputError(f"{path} cannot be loaded: {reason}") from error

@@ -23,7 +23,7 @@ from dab_detr.inference.export.writing import (
     write_openvino,
     write_torch_export,
 )
-from dab_detr.inference.loading import LoadedModel
+from dab_detr.inference.loading import LoadedModel, numbered_names
 from dab_detr.inference.runtimes import load_exported
 from dab_detr.modeling.meta_arch import DABDETR
 
@@ -86,15 +86,13 @@ def export_model(
     """
     path = Path(path)
     kind = FORMATS[format]
-    check_output(path, format, force=force)
+    check_output(path, format, metadata.precision, force=force)
     if len(metadata.class_names) != model.num_classes:
         raise InputError(
             f"There are {len(metadata.class_names)} class names, but the model has "
             f"{model.num_classes} classes."
         )
     is_int8 = metadata.precision == "int8"
-    if is_int8 and kind.quantize is None:
-        raise InputError(f"There is no int8 for {format}; choose onnx or openvino.")
     if is_int8 and not len(calibration):
         raise InputError("int8 needs images to calibrate on.")
     if kind.packages:
@@ -124,18 +122,21 @@ def export_model(
 
 def metadata_of(loaded: LoadedModel, precision: str = "fp32") -> ExportMetadata:
     """The description of a file that is exported from a checkpoint."""
-    names = loaded.class_names or [f"class {i}" for i in range(loaded.model.num_classes)]
+    names = loaded.class_names or numbered_names(loaded.model.num_classes)
     return ExportMetadata(
         tuple(names), loaded.short_edge, loaded.max_size, loaded.image_format, precision
     )
 
 
-def check_output(path: str | os.PathLike, format: str, *, force: bool) -> None:
-    """Check that a file of the format can be written there.
+def check_output(path: str | os.PathLike, format: str, precision: str, *, force: bool) -> None:
+    """Check that a file of the format and precision can be written there.
 
     Raises:
-        InputError: if it exists, has another suffix, or there is no such folder.
+        InputError: if it exists, has another suffix, there is no such folder, or the format does
+            not have the precision.
     """
+    if precision == "int8" and FORMATS[format].quantize is None:
+        raise InputError(f"There is no int8 for {format}; choose onnx or openvino.")
     path = Path(path)
     suffixes = FORMATS[format].suffixes
     if path.suffix != suffixes[0]:
