@@ -152,7 +152,11 @@ WRONG = {
         "'coco_2017_val' needs .*instances_val2017.json, which does not exist",
     ),
     "missing checkpoint": (["train.init_checkpoint=no.pth"], "no checkpoint file no.pth"),
-    "no weights to evaluate": (["--eval-only"], "--eval-only needs weights"),
+    "no weights to evaluate": (["--eval-only"], "--eval-only needs weights: give --weights"),
+    "an exported file to train": (
+        ["train.init_checkpoint=some/model.onnx"],
+        "some/model.onnx is an exported file, which cannot be trained further",
+    ),
     "unknown device": (["train.device=toaster"], "train.device is 'toaster'"),
     "unknown precision": (
         ["train.amp.enabled=True", "train.amp.dtype=float8"],
@@ -252,7 +256,7 @@ def test_options_are_those_of_detectron2s_programs():
         }
 
     own, theirs = map(options, (argument_parser(), default_argument_parser()))
-    assert own.keys() - theirs.keys() == {"train_data", "val_data", "verbose"}
+    assert own.keys() - theirs.keys() == {"train_data", "val_data", "verbose", "weights"}
     assert own.pop("dist_url")[:2] == (["--dist-url"], None)
     assert theirs.pop("dist_url")[0] == ["--dist-url"]
     assert {name: own[name] for name in theirs} == theirs
@@ -268,6 +272,8 @@ def test_options_are_those_of_detectron2s_programs():
         ["--config-file", "x", "--num-gpus", "0"],
         ["--config-file", "x", "--num-machines", "2"],
         ["--config-file", "x", "--machine-rank", "1"],
+        ["--config-file", "x", "--weights", "model.onnx"],
+        ["--config-file", "x", "--eval-only", "--weights", "a", "train.init_checkpoint=b"],
     ],
     ids=str,
 )

@@ -14,7 +14,7 @@ PROGRAM = "dab-detr"
 COMMANDS = {
     "train": ("train", "train a model from a config, or continue with --resume"),
     "predict": ("predict", "detect objects in images and videos, and draw them"),
-    "eval": ("evaluate", "evaluate a checkpoint"),
+    "eval": ("evaluate", "evaluate a checkpoint or an exported file"),
     "convert": ("convert", "convert a checkpoint between layouts"),
     "export": ("export", "export a trained model to ONNX, OpenVINO or torch.export"),
     "zoo": ("zoo", "list published weights, and which of them are in the cache"),

@@ -9,7 +9,7 @@ Train:      %(prog)s --config-file configs/dab_detr_r50_50ep.py --num-gpus 8
 Own data:   add --train-data IMAGES_DIR ANN.json --val-data IMAGES_DIR ANN.json;
             (without --val-data nothing is evaluated)
 Continue:   add --resume
-Evaluate:   add --eval-only train.init_checkpoint=FILE
+Evaluate:   add --eval-only --weights FILE
 Override:   any key of the config as key=value, e.g. train.max_iter=1000 train.epochs=12
 It can also be started with torchrun. Exit code: 0 if everything worked, 1 for wrong files, keys or
 values, 2 for wrong usage, 128 + the signal's number after SIGTERM or Ctrl-C (it saves and stops).
@@ -17,7 +17,7 @@ values, 2 for wrong usage, 128 + the signal's number after SIGTERM or Ctrl-C (it
 
 
 def argument_parser(program: str = "train_net.py") -> argparse.ArgumentParser:
-    """The options of ``train_net.py``: those of Detectron2's programs, and custom data sets.
+    """The options of ``train_net.py``: those of Detectron2's programs, and this project's own.
 
     Detectron2's own parser has the same options, but needs an import of Detectron2 and PyTorch.
     """
@@ -37,6 +37,12 @@ def argument_parser(program: str = "train_net.py") -> argparse.ArgumentParser:
         "--verbose", action="store_true", help="print everything that goes to log.txt"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="what to evaluate, instead of train.init_checkpoint: a checkpoint, a name of dab-detr "
+        "zoo, or an exported file (.onnx, .xml)",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
     parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
@@ -109,6 +115,11 @@ def checked_arguments(
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, HOST being "
             "machine 0."
         )
+    if args.weights is not None:
+        if not args.eval_only:
+            parser.error("--weights is for --eval-only; a training takes train.init_checkpoint=W.")
+        if any(override.startswith("train.init_checkpoint=") for override in args.opts):
+            parser.error("--weights and train.init_checkpoint are the same: give one of them.")
     if args.val_data and not (args.train_data or args.eval_only):
         parser.error("--val-data needs --train-data to train on.")
     return args

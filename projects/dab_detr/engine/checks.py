@@ -19,6 +19,7 @@ from dab_detr.engine.ranges import check_ranges
 from dab_detr.engine.trainer import AMP_DTYPES
 from dab_detr.errors import InputError, one_line
 from dab_detr.evaluation.test_sets import evaluated_sets
+from dab_detr.inference.runtimes import is_exported
 
 _SECTIONS = (
     "model", "dataloader", "dataloader.train", "dataloader.train.dataset", "optimizer",
@@ -85,9 +86,14 @@ def check(cfg: DictConfig, args: argparse.Namespace) -> None:
     check_datasets(cfg, ("test",) if args.eval_only else ("train", "test"))
     checkpoint = cfg.train.init_checkpoint
     if checkpoint:
+        if not args.eval_only and is_exported(checkpoint):
+            raise InputError(
+                f"{checkpoint} is an exported file, which cannot be trained further: give the "
+                "checkpoint that it was exported from."
+            )
         require_known(checkpoint)
     if args.eval_only and not checkpoint:
-        raise InputError("--eval-only needs weights: give train.init_checkpoint=FILE.")
+        raise InputError("--eval-only needs weights: give --weights FILE.")
 
 
 def check_sections(cfg: DictConfig) -> None:

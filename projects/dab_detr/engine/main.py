@@ -43,9 +43,13 @@ from dab_detr.evaluation.test_sets import (
     evaluated_sets,
     label,
 )
-from dab_detr.evaluation.weights import load_to_evaluate
+from dab_detr.evaluation.weights import (
+    fast_copy,
+    load_exported_to_evaluate,
+    load_to_evaluate,
+)
 from dab_detr.files import cannot_be_written
-from dab_detr.inference.copy import inference_copy
+from dab_detr.inference.runtimes import is_exported
 from dab_detr.visualization.curves import draw_curves
 from dab_detr.visualization.predictions import draw_predictions
 
@@ -195,11 +199,11 @@ def _run(
             keep_freed_memory()
         if cfg.train.device == "auto":
             logger.info("No GPU was found: running on the CPU.")
-    model = build(cfg, "model").to(device)
     if args.eval_only:
         with interruption.interruptible():
-            results = _evaluate(cfg, model)
+            cfg, model, results = _evaluate(cfg, device)
     else:
+        model = build(cfg, "model").to(device)
         results = train(
             cfg, model, device, resume=args.resume, interruption=interruption, output=output
         )
@@ -208,13 +212,21 @@ def _run(
             _report(cfg, model, results)
 
 
-def _evaluate(cfg: DictConfig, model: nn.Module) -> dict:
-    check_classes(cfg, model, ("test",))
-    check_test_records(cfg)
-    check_evaluation(cfg)
-    averaged = load_to_evaluate(cfg, model, class_names(cfg, "test", model))
+def _evaluate(cfg: DictConfig, device: torch.device) -> tuple[DictConfig, nn.Module, dict]:
+    """Evaluate; returns the config that was used, the model, and the results."""
+    averaged = None
+    if is_exported(cfg.train.init_checkpoint):
+        cfg, model = load_exported_to_evaluate(cfg)
+        check_test_records(cfg)
+        check_evaluation(cfg)
+    else:
+        model = build(cfg, "model").to(device)
+        check_classes(cfg, model, ("test",))
+        check_test_records(cfg)
+        check_evaluation(cfg)
+        averaged = load_to_evaluate(cfg, model, class_names(cfg, "test", model))
     require_equal_weights(model)
-    return evaluate(cfg, model, averaged=averaged)
+    return cfg, model, evaluate(cfg, model, averaged=averaged)
 
 
 def _has_no_sentence(record: logging.LogRecord) -> bool:
@@ -231,7 +243,7 @@ def _report(cfg: DictConfig, model: nn.Module, results: dict) -> None:
     draw_curves(folder / "metrics.json", folder / "training_curve.png")
     pictures = cfg.train.pictures
     if pictures.count:
-        fast = inference_copy(model)
+        fast = fast_copy(model)
         for data_set in evaluated_sets(cfg):
             draw_predictions(
                 fast,

@@ -17,6 +17,9 @@ def setup_config(args: argparse.Namespace) -> DictConfig:
     if "train" in cfg:
         # a user's config may leave out keys with default values
         cfg.train = OmegaConf.merge(get_config("common/train.py").train, cfg.train)
+        # other commands have no such option
+        if getattr(args, "weights", None) is not None:
+            cfg.train.init_checkpoint = args.weights
         for key in ("output_dir", "init_checkpoint"):
             # shells do not expand the ~ of key=~/folder
             if isinstance(cfg.train[key], str):

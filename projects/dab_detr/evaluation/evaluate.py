@@ -27,8 +27,8 @@ from dab_detr.console import bar
 from dab_detr.data.images import UnreadableImage
 from dab_detr.errors import InputError
 from dab_detr.evaluation.test_sets import build_evaluators, build_loader, evaluated_sets, label
+from dab_detr.evaluation.weights import fast_copy
 from dab_detr.files import atomic_write_text
-from dab_detr.inference.copy import inference_copy
 
 RESULTS_FILE = "evaluation.json"
 _AVERAGED = "_ema"
@@ -48,7 +48,8 @@ def evaluate(
     """Run ``cfg.dataloader.evaluator`` over ``cfg.dataloader.test``; write ``evaluation.json``.
 
     Args:
-        model: on its device; it is not changed.
+        model: on its device; it is not changed. It may be an exported file, see
+            :class:`~dab_detr.evaluation.weights.ExportedDetector`.
         step: written to the file.
         averaged: the same model with EMA weights; its tasks end in "_ema".
 
@@ -63,7 +64,7 @@ def evaluate(
     for weights, suffix in ((model, ""), (averaged, _AVERAGED)):
         if weights is None:
             continue
-        fast = inference_copy(weights)
+        fast = fast_copy(weights)
         for name in evaluated_sets(cfg):
             evaluators = build_evaluators(cfg, name, suffix=suffix)
             found = _run(fast, build_loader(cfg, name), evaluators)

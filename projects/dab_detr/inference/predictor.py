@@ -7,8 +7,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from detectron2.modeling import detector_postprocess
-from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 from torch import nn
 
@@ -187,15 +185,8 @@ class Predictor:
         return [results[index] for index in range(len(images))]
 
     def _result(self, image: Prepared, found: Found, selection: Selection) -> PredictedInstances:
-        instances = Instances(
-            tuple(image.resized.shape[-2:]),
-            pred_boxes=Boxes(found.boxes_xyxy),
-            scores=found.scores,
-            pred_classes=found.labels,
-        )
-        # as in an evaluation: resized, clipped, and without empty boxes
-        instances = detector_postprocess(instances, *image.pixels.shape[:2]).to("cpu")
-        selected = selection(instances)
+        instances = found.instances(tuple(image.resized.shape[-2:]), image.pixels.shape[:2])
+        selected = selection(instances.to("cpu"))
         return PredictedInstances(selected.image_size, self.class_names, **selected.get_fields())
 
     def _prepare_one(self, index: int, image: Any, channels: str) -> Prepared:

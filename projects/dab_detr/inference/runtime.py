@@ -1,9 +1,11 @@
-"""What computes predictions: a model of this project."""
+"""What computes predictions: a model of this project; and their conversion to ``Instances``."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from dab_detr.inference.copy import inference_copy
@@ -21,6 +23,23 @@ class Found(NamedTuple):
     scores: Tensor
     labels: Tensor
     boxes_xyxy: Tensor
+
+    def instances(self, resized: tuple[int, int], original: tuple[int, int]) -> Instances:
+        """Detectron2's ``Instances`` at the image's own size, as of an evaluation.
+
+        Boxes are resized and clipped, and empty ones left out.
+
+        Args:
+            resized: (height, width) of the image that they were found in. original: of the image
+                itself.
+        """
+        found = Instances(
+            resized,
+            pred_boxes=Boxes(self.boxes_xyxy),
+            scores=self.scores,
+            pred_classes=self.labels,
+        )
+        return detector_postprocess(found, *original)
 
 
 class ModelRuntime:
