@@ -1,6 +1,7 @@
 """Exported files: what they compute, what they say about themselves, what is refused."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dab_detr.cli.main import main
 from dab_detr.data.images import read_image
 from dab_detr.errors import InputError
 from dab_detr.exported import KEY, Detections, ExportMetadata
+from dab_detr.inference.copy import inference_copy
 from dab_detr.inference.export import FORMATS, export_model
 from dab_detr.inference.export import export as exporting
 from dab_detr.inference.export.check import (
@@ -33,12 +35,13 @@ from dab_detr.inference.export.quantization import (
     quantize_onnx,
     quantize_openvino,
 )
-from dab_detr.inference.export.writing import save_openvino
+from dab_detr.inference.export.writing import save_openvino, write_onnx
 from dab_detr.inference.predictor import Predictor
-from dab_detr.inference.runtimes import load_exported
+from dab_detr.inference.runtimes import load_exported, openvino_core
 from dab_detr.modeling.meta_arch import padding_mask_of
 
 METADATA = ExportMetadata(("cat", "dog", "bird"), short_edge=64, max_size=107)
+HALF = replace(METADATA, precision="fp16")
 # alone, and in batches with padding in either direction or in both; the last is one row of cells
 SIZES = [[(64, 80)], [(33, 57), (33, 20), (12, 57)], [(96, 64), (40, 90)], [(5, 40)]]
 
@@ -72,10 +75,10 @@ def assert_same_detections(run, model):
             assert distance.min(0).max() < 1e-4 and distance.min(1).max() < 1e-4
 
 
-def export(model, folder, format, **options):
+def export(model, folder, format, metadata=METADATA, **options):
     shown = []
     path = folder / f"model{FORMATS[format].suffixes[0]}"
-    export_model(model, path, METADATA, format=format, show=shown.append, **options)
+    export_model(model, path, metadata, format=format, show=shown.append, **options)
     return path, shown
 
 
@@ -189,7 +192,7 @@ def test_onnx(model, tmp_path):
     runtime = load_exported(tmp_path / "model.xml")
     assert runtime.metadata == METADATA and runtime.computes.endswith("fp32, computing in f32")
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(tmp_path / "model.xml", "CPU", settings)
+    compiled = openvino_core().compile_model(tmp_path / "model.xml", "CPU", settings)
 
     def run_openvino(pixels, sizes):
         outputs = compiled({"pixels": pixels, "image_sizes": sizes})
@@ -202,7 +205,6 @@ def test_onnx(model, tmp_path):
 def assert_quantized(model, path):
     """Only the backbone's convolutions are, and detections are nearly the same."""
     import onnx
-    import openvino
 
     images = check_images(METADATA, 8)
     arrays = [image.numpy() for image in images]
@@ -214,7 +216,7 @@ def assert_quantized(model, path):
     content = onnx.load(path)
     integers = [x.name for x in content.graph.initializer if x.data_type == 3 and x.dims[1:]]
     assert len(integers) == convolutions and all("core.backbone" in name for name in integers)
-    ops = openvino.Core().read_model(path.with_suffix(".xml")).get_ops()
+    ops = openvino_core().read_model(path.with_suffix(".xml")).get_ops()
     integers = [
         x for x in ops if x.get_type_name() == "Constant" and "int8" in str(x.get_element_type())
     ]
@@ -239,12 +241,13 @@ with torch.no_grad():
 """
 
 
-def test_torch_export(model, tmp_path, monkeypatch):
-    path, _ = export(model, tmp_path, "torch_export")
+@pytest.mark.long
+def test_torch_export_and_float16(model, tmp_path, monkeypatch):
+    path, _ = export(model, tmp_path, "torch_export", metadata=HALF)
     with pytest.raises(InputError, match="model.pt2 can run any code .* trust=True"):
         load_exported(path)
     runtime = load_exported(path, trust=True)
-    assert runtime.metadata == METADATA
+    assert runtime.metadata == HALF
 
     def run(pixels, sizes):
         outputs = tmp_path / "outputs.npz"
@@ -260,7 +263,75 @@ def test_torch_export(model, tmp_path, monkeypatch):
         return list(np.load(outputs).values())
 
     monkeypatch.setattr(f"{__name__}.SIZES", SIZES[1:2])
-    assert_same_detections(run, model)
+    assert_same_detections(run, rounded(model))
+    assert_half_the_size(path, rounded(model))
+
+
+SIGNAL_AFTERWARDS = """
+import os, signal, sys, threading
+from dab_detr.inference.runtimes import load_exported
+# the handlers of Python use the thread's signal stack
+signal.signal(signal.SIGUSR2, lambda number, frame: print("handled"))
+models = [load_exported(sys.argv[1])]
+thread = threading.Thread(target=models.clear)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR2)
+"""
+
+
+def test_a_signal_after_another_thread_has_freed_an_openvino_model(tmp_path):
+    import openvino
+    from openvino import opset13
+
+    pixels = opset13.parameter([1, 3, 8, 8], np.uint8)
+    save_openvino(openvino.Model([pixels], [pixels]), path := tmp_path / "model.xml", METADATA)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SIGNAL_AFTERWARDS, path],
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
+
+
+def rounded(model):
+    """As :func:`inference_copy`, with the weights that float16 keeps of its own."""
+    result = inference_copy(model)
+    for module in result.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.weight.data = module.weight.half().float()
+    return result
+
+
+def assert_half_the_size(path, expected):
+    """The traced model, and the ONNX and OpenVINO files of it, have weights in float16."""
+    import onnx
+    import openvino
+
+    program = torch.export.load(path)
+    weights = [
+        module.weight.shape.numel()
+        for module in expected.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+
+    def sizes(tensors, half):
+        return sorted(math.prod(shape) for kind, shape in tensors if kind == half)
+
+    state = [(x.dtype, x.shape) for x in program.state_dict.values()]
+    assert sizes(state, torch.float16) == sorted(weights)
+    onnx_path = path.with_suffix(".onnx")
+    write_onnx(program, onnx_path, HALF)
+    initializers = [(x.data_type, x.dims) for x in onnx.load(onnx_path).graph.initializer]
+    halves = sizes(initializers, onnx.TensorProto.FLOAT16)
+    assert max(weights) in halves and 0.9 < sum(halves) / sum(weights) < 1.01
+    save_openvino(openvino.convert_model(onnx_path), path.with_suffix(".xml"), HALF)
+    assert path.with_suffix(".bin").stat().st_size < 2.2 * sum(weights)
+
+    for suffix in (".onnx", ".xml"):
+        runtime = load_exported(path.with_suffix(suffix))
+        assert runtime.metadata == HALF and "fp16" in runtime.computes
+        assert compare(expected, runtime, check_images(HALF, 4))["padded batches"].passes("fp16")
 
 
 def test_a_file_that_differs_does_not_stay(model, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """One loader for all exported files: resized images in, detections out."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,6 +83,18 @@ class ExportedRuntime:
         return [Found(*map(torch.from_numpy, of_image)) for of_image in found]
 
 
+@functools.cache
+def openvino_core():
+    """OpenVINO's ``Core``, which stays for the life of the process.
+
+    Its CPU plugin gives the thread that loads it a signal stack. If another thread frees the
+    plugin, the stack is gone, and the next signal, such as Ctrl-C's, ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVINOModel:
     """An OpenVINO file; see :class:`Runtime`.
 
@@ -91,11 +104,12 @@ class OpenVINOModel:
 
     def __init__(self, path: Path):
         try:
-            import openvino
+            core = openvino_core()
         except ModuleNotFoundError as error:
             raise InputError(f"{path} needs OpenVINO: pip install openvino.") from error
 
-        core = openvino.Core()
+        import openvino
+
         model = _loaded(path, lambda: core.read_model(path))
         text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
         self.metadata = ExportMetadata.from_json(text, path)

@@ -100,7 +100,8 @@ def export_model(
     try:
         with tempfile.TemporaryDirectory() as folder:
             unchecked = Path(folder) / f"model{kind.suffixes[0]}"
-            kind.write(trace(DetectionGraph(model)), unchecked, metadata)
+            graph = DetectionGraph(model, half_weights=metadata.precision == "fp16")
+            kind.write(trace(graph), unchecked, metadata)
             if is_int8:
                 kind.quantize(unchecked, metadata, calibration)
             if check:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.utils import parametrize
 
 from dab_detr.inference.copy import inference_copy
 from dab_detr.modeling.core import select_detections
@@ -19,9 +20,11 @@ class DetectionGraph(nn.Module):
 
     Args:
         model: is not changed.
+        half_weights: keep the weights of linear layers and convolutions in float16. Computation
+            stays in float32.
     """
 
-    def __init__(self, model: DABDETR):
+    def __init__(self, model: DABDETR, *, half_weights: bool = False):
         super().__init__()
         constraints = model.backbone.padding_constraints
         if constraints.get("square_size"):
@@ -35,6 +38,11 @@ class DetectionGraph(nn.Module):
         self.divisibility = constraints.get("size_divisibility", model.backbone.size_divisibility)
         for name in ("pixel_mean", "pixel_std"):
             self.register_buffer(name, getattr(fast, name).clone(), persistent=False)
+        if half_weights:
+            for module in list(self.modules()):
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.weight = nn.Parameter(module.weight.half(), requires_grad=False)
+                    parametrize.register_parametrization(module, "weight", _Float(), unsafe=True)
 
     def forward(self, pixels: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect in a batch of images.
@@ -62,6 +70,13 @@ class DetectionGraph(nn.Module):
         found = select_detections(class_logits, box_logits, self.num_select)
         scale = image_sizes[:, None, [1, 0, 1, 0]].float()  # (B, 1, 4)
         return found.boxes_xyxy * scale, found.scores, found.labels
+
+
+class _Float(nn.Module):
+    """The weight that computes, from the one in float16."""
+
+    def forward(self, half: Tensor) -> Tensor:
+        return half.float()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ Projection, transformer and heads stay in float32: decoders of detection transfo
 find nothing any more in int8.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from dab_detr.errors import InputError
 from dab_detr.exported import ExportMetadata, model_inputs
 from dab_detr.inference.export.writing import describe_onnx, quiet, require, save_openvino
 from dab_detr.inference.inputs import resize
+from dab_detr.inference.runtimes import openvino_core
 
 NUM_IMAGES = 64
 _BACKBONE = "core.backbone."
@@ -94,9 +96,7 @@ def quantize_onnx(path: Path, metadata: ExportMetadata, images: Sequence[np.ndar
 def quantize_openvino(path: Path, metadata: ExportMetadata, images: Sequence[np.ndarray]) -> None:
     """Quantise an OpenVINO file in its place, with NNCF."""
     nncf = require("nncf")
-    import openvino
-
-    model = openvino.Core().read_model(path)
+    model = openvino_core().read_model(path)
     convolutions = [op for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"]
     smoothing = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
     with quiet("nncf"):
@@ -116,5 +116,7 @@ def quantize_openvino(path: Path, metadata: ExportMetadata, images: Sequence[np.
     new = path.with_name(f"quantized{path.suffix}")
     save_openvino(quantized, new, metadata)
     del model, quantized
+    # NNCF's own plugin is freed in the thread that has loaded it, see openvino_core()
+    gc.collect()
     for suffix in (".bin", ".xml"):
         new.with_suffix(suffix).replace(path.with_suffix(suffix))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
@@ -19,7 +20,10 @@ _DIMENSIONS = {0: "batch", 2: "height", 3: "width"}
 
 
 def write_onnx(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
-    """Write an ONNX file with the weights inside and the description in ``metadata_props``."""
+    """Write an ONNX file with the weights inside and the description in ``metadata_props``.
+
+    The weights are in float16 for that precision.
+    """
     onnx = require("onnx", "onnxscript")
     with quiet("torch.onnx"):
         model = torch.onnx.export(
@@ -33,6 +37,8 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: ExportMetadata) -
             verbose=False,
         ).model_proto
     _name_dimensions(model)
+    if metadata.precision == "fp16":
+        _keep_halves(model)
     describe_onnx(model, metadata)
     onnx.save(model, path)
 
@@ -112,3 +118,21 @@ def _name_dimensions(model) -> None:
                 dimension.dim_param = names[dimension.dim_param]
     # shapes of intermediate values are in terms of the old names
     del model.graph.value_info[:]
+
+
+def _keep_halves(model) -> None:
+    """Keep what float16 holds exactly in it: the exporter has converted the weights to float32."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = list(model.graph.node)
+    for tensor in reversed(model.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        name, values = tensor.name, numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if (half != values).any():
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        nodes.insert(0, helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
