@@ -22,12 +22,14 @@ from dab_detr.errors import InputError
 from dab_detr.files import atomic_write
 
 # options that a mode does not use
+_FILES = ("files", "weights")
 UNUSED = {
-    "infer": ("sweep", "layers", "objects"),
-    "train": ("sweep", "layers", "objects"),
-    "matcher": ("size", "dtype", "compile", "sweep"),
-    "criterion": ("size", "dtype", "compile", "sweep"),
-    "scaling": ("size", "batch", "compile", "profile", "layers", "objects"),
+    "infer": ("sweep", "layers", "objects", *_FILES),
+    "export": ("batch", "dtype", "device", "profile", "sweep", "layers", "objects"),
+    "train": ("sweep", "layers", "objects", *_FILES),
+    "matcher": ("size", "dtype", "compile", "sweep", *_FILES),
+    "criterion": ("size", "dtype", "compile", "sweep", *_FILES),
+    "scaling": ("size", "batch", "compile", "profile", "layers", "objects", *_FILES),
 }
 
 
@@ -62,12 +64,22 @@ def main(arguments: list[str] | None = None) -> int:
         choices=list(SWEEPS),
         help="for scaling: only this sweep; repeatable",
     )
+    parser.add_argument(
+        "--weights", metavar="W", help="for export: a checkpoint of the config, not random weights"
+    )
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        metavar="FILE",
+        help="for export: files exported from the weights, instead of all that can be written",
+    )
+    parser.add_argument("--threads", type=int, help="of each candidate; default: PyTorch's")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs per candidate")
     parser.add_argument("--warmup", type=int, default=2, help="runs before those, not timed")
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(arguments)
-    for name in ("batch", "repeats", "layers", "objects"):
+    for name in ("batch", "repeats", "layers", "objects", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} has to be at least 1.")
     if args.warmup < 0:
@@ -77,10 +89,14 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{name} has no effect on {args.mode}.")
     if args.size is not None and min(args.size) < 32:
         parser.error("--size has to be at least 32 32.")
+    if args.files and not args.weights:
+        parser.error("--files needs --weights, from which the files were exported.")
     if args.keep_memory and args.device != "cpu":
         parser.error("--keep-memory is for the CPU only.")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder.")
+    if args.threads:
+        torch.set_num_threads(args.threads)
     # otherwise each candidate's process repeats the warnings of libraries and PyTorch's profiler
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -24,6 +24,7 @@ class OnnxModel:
     Args:
         path: of a file that ``dab-detr export`` wrote.
         providers: onnxruntime's execution providers, in order of preference.
+        threads: number of threads on the CPU; None: onnxruntime's choice.
 
     Attributes:
         metadata: see :class:`dab_detr.exported.ExportMetadata`.
@@ -34,7 +35,11 @@ class OnnxModel:
     """
 
     def __init__(
-        self, path: str | os.PathLike, providers: Sequence[str] = ("CPUExecutionProvider",)
+        self,
+        path: str | os.PathLike,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        *,
+        threads: int | None = None,
     ):
         try:
             import onnxruntime
@@ -43,8 +48,12 @@ class OnnxModel:
 
         if not os.path.isfile(path):
             raise InputError(f"There is no file {path}.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         try:
-            self._session = onnxruntime.InferenceSession(os.fspath(path), providers=list(providers))
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=list(providers)
+            )
         # onnxruntime's exceptions have no common class but this
         except Exception as error:
             reason = one_line(error, with_type=False)[:200]

@@ -31,3 +31,8 @@ def what_is_kept():
         torch.ones(25_000_000)  # 100 MB
     kept = torch.tensor(resident() - before)
     return Work(lambda: None, lambda: {"megabytes": kept})
+
+
+def count_threads() -> Work:
+    """The outcome is the number of PyTorch's threads."""
+    return Work(lambda: None, lambda: {"threads": torch.tensor(torch.get_num_threads())})

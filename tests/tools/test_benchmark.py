@@ -3,19 +3,21 @@
 import json
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from counting import count_up, what_is_kept
+from counting import count_threads, count_up, what_is_kept
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 
 from benchmarking import candidates as models
-from benchmarking import losses
+from benchmarking import exported, losses
 from benchmarking.interleaved import Candidate, CandidateFailed, run_interleaved
-from benchmarking.report import disagreements, profiles, rows, table
+from benchmarking.report import disagreements, profiles, rows, table, with_files
 from dab_detr.analysis import count_flops
 from dab_detr.config import get_config
+from dab_detr.exported import ExportMetadata
 
 CONFIG = str(Path(__file__).parents[1] / "assets" / "bench_config.py")
 SMALL = ["--config-file", CONFIG, "--repeats", "1", "--warmup", "0"]
@@ -203,6 +205,17 @@ def test_a_candidate_that_fails_is_named(tmp_path):
         )
 
 
+def test_all_have_the_same_number_of_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        (found,) = [Candidate("threads", count_threads, {})]
+        run_interleaved([found], "cpu", repeats=1, warmup=0)
+    finally:
+        torch.set_num_threads(before)
+    assert found.outcome["threads"] == before + 1
+
+
 def test_disagreements_are_relative_and_see_nan():
     reference = {"loss": torch.tensor([50.0, 1.0]), "boxes": torch.tensor([5e-6])}
     outcomes = {
@@ -234,6 +247,85 @@ def test_figures_add_up():
     text = table([first, second])
     assert "slow / this" in text and "2 (1-3)" in text
     assert "2.50" in text and "not measured" in text
+
+
+def test_files_are_compared_with_what_has_the_same_input():
+    candidates = {
+        name: Candidate(name, count_up, {}, seconds=[x] * 18 + [10 * x, 20 * x], computes=what)
+        for name, x, what in (
+            ("a.onnx", 0.5, "onnxruntime"), ("model", 2.0, "PyTorch"),
+            ("Predictor, a.onnx", 1.0, "onnxruntime"), ("pipeline", 5.0, "PyTorch"),
+        )
+    }  # fmt: skip
+    first, second, third, fourth = candidates.values()
+    found = with_files(
+        {"pixels": [first, second], "image": [third, fourth]},
+        {"a.onnx": 1_500_000, "Predictor, a.onnx": 1_500_000},
+    )
+    assert [row["ratio"] for row in found] == [4.0, 1.0, 5.0, 1.0]
+    # of 20 runs, the last but one
+    assert [row["p95_s"] for row in found] == pytest.approx([5.25, 21.0, 10.5, 52.5])
+    head, _, *lines = (line.strip("| ").split("|") for line in table(found).splitlines())
+    columns = [x.strip() for x in head]
+    cells = [dict(zip(columns, (cell.strip() for cell in line))) for line in lines]
+    assert [x["transformers / this"] for x in cells] == ["4.00", "1.00", "5.00", "1.00"]
+    assert [x["file, MB"] for x in cells] == ["1.5", "", "1.5", ""]
+    assert [x["from"] for x in cells] == ["pixels"] * 2 + ["image"] * 2
+    assert cells[0]["computed by"] == "onnxruntime" and cells[0]["95th percentile, s"] == "5.25"
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Of one image; the weights are written."""
+    setting = models.Setting(tmp_path, CONFIG, [], 1, 96, 128, "cpu", "float32")
+    models.write_transformers(setting, models.write_weights(setting))
+    return setting
+
+
+def test_whole_predictions_find_the_same(one, monkeypatch):
+    rule = exported.ResizeRule(96, 128)
+    expected = exported.expected_of_image(one, rule)
+    assert expected.size == (48, 64) and (expected.scores > 0.5).sum() > 10
+    ours = exported.predict_ours(one, rule=rule).outcome()
+    pipeline = exported.predict_transformers(one, rule=rule).outcome()
+    assert exported.difference(ours, expected, "fp32") is None
+    assert exported.difference(pipeline, expected, "int8") is None
+    other = exported.expected_of_image(one, exported.ResizeRule(64, 128))
+    assert "boxes differ by" in exported.difference(ours, other, "fp32")
+    wrong = expected._replace(scores=expected.scores[:, ::-1])
+    assert "are found again" in exported.difference(pipeline, wrong, "int8")
+
+
+@pytest.mark.parametrize("rule", [(None, None), (96, None)], ids=str)
+def test_images_may_be_resized_by_other_rules(one, rule):
+    rule = exported.ResizeRule(*rule)
+    expected = exported.expected_of_image(one, rule)
+    outcome = exported.predict_ours(one, rule=rule).outcome()
+    assert exported.difference(outcome, expected, "fp32") is None
+    pipeline = exported.predict_transformers(one, rule=rule).outcome()
+    assert exported.difference(pipeline, expected, "int8") is None
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ([("abcde", 96), ("abcd", 96)], "1.onnx has 4 classes, the model 5: give --weights"),
+        ([("abcde", 96), ("abcde", 64)], "1.onnx resizes images in another way than"),
+    ],
+)
+def test_files_of_another_model_are_refused(
+    load_tool, tmp_path, monkeypatch, capsys, metadata, words
+):
+    files = {}
+    for index, (names, edge) in enumerate(metadata):
+        (tmp_path / f"{index}.onnx").touch()
+        described = ExportMetadata(tuple(names), edge, 128)
+        files[tmp_path / f"{index}.onnx"] = SimpleNamespace(metadata=described)
+    monkeypatch.setattr(exported, "load_exported", files.get)
+    models.write_weights(models.Setting(tmp_path, CONFIG, [], 1, 96, 128, "cpu", "float32"))
+    arguments = ["export", "--config-file", CONFIG, "--weights", str(tmp_path / "weights.pth")]
+    assert load_tool("benchmark").main([*arguments, "--files", *map(str, files)]) == 1
+    assert capsys.readouterr().err.startswith(f"benchmark.py: {tmp_path}/{words}")
 
 
 def test_profiles_stand_side_by_side():
@@ -296,6 +388,45 @@ def test_the_program_measures_and_writes_json(load_tool, tmp_path, capsys):
         assert any("convolution" in operation for operation in row["profile"])
     assert "operation, ms" in printed
     assert report["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.long
+def test_exported_files_are_measured(load_tool, tmp_path, monkeypatch, capsys):
+    write = exported.write_files
+    monkeypatch.setattr(
+        exported, "write_files", lambda x, model: write(x._replace(folder=tmp_path), model)
+    )
+    figures = tmp_path / "figures.json"
+    arguments = ["export", *SMALL, "--size", "96", "128"]
+    assert load_tool("benchmark").main([*arguments, "--json", str(figures)]) == 0
+    found = {row["candidate"]: row for row in json.loads(figures.read_text())["rows"]}
+    files = ["fp32.onnx", "fp32.xml", "int8.onnx", "int8.xml"]
+    whole = [f"Predictor, {x}" for x in (*files, "inference_copy")]
+    others = ["inference_copy", "transformers"]
+    assert list(found) == [*files, *others, *whole, "transformers, pipeline"]
+    for name in files:
+        program, precision = ("onnxruntime", "OpenVINO")["xml" in name], name.partition(".")[0]
+        for row in (found[name], found[f"Predictor, {name}"]):
+            assert program in row["computes"] and precision in row["computes"]
+            parts = [tmp_path / name] + ([tmp_path / f"{precision}.bin"] if "xml" in name else [])
+            assert row["file_bytes"] == sum(part.stat().st_size for part in parts)
+            assert row["fastest_s"] <= row["p95_s"] <= row["slowest_s"]
+    assert found["transformers"]["file_bytes"] is None
+    assert "PyTorch" in found["transformers"]["computes"]
+    capsys.readouterr()
+
+    (tmp_path / "other").mkdir()
+    setting = models.Setting(tmp_path / "other", CONFIG, [], 1, 96, 128, "cpu", "float32")
+    state = models.write_weights(setting).state_dict()
+    state["transformer.decoder.class_head.bias"] += 0.1
+    weights = tmp_path / "other" / "weights.pth"
+    torch.save(state, weights)
+    given = ["--weights", str(weights), "--files", str(tmp_path / "fp32.onnx")]
+    assert load_tool("benchmark").main([*arguments, *given]) == 1
+    printed = capsys.readouterr()
+    assert not printed.out and "fp32.onnx: boxes differ by" in printed.err
+    assert "Predictor, fp32.onnx: boxes differ by" in printed.err
+    assert "inference_copy" not in printed.err
 
 
 MODES = {
@@ -371,6 +502,7 @@ def test_scaling_compares_with_the_first_of_a_sweep(load_tool, tmp_path, capsys,
         (["matcher", "model.num_querys=3"], "num_querys"),
         (["infer", "--device", "cuda"], "GPU"),
         (["train", "--dtype", "float16"], "bfloat16"),
+        (["export", "--config-file", CONFIG, "--weights", "no.pth"], "no checkpoint file no.pth"),
     ],
 )
 def test_what_cannot_be_measured_is_reported(load_tool, arguments, message, capsys, monkeypatch):
@@ -391,6 +523,11 @@ def test_what_cannot_be_measured_is_reported(load_tool, arguments, message, caps
         ["scaling", "--sweep", "images"],
         ["infer", "--sweep", "queries"],
         ["infer", "--keep-memory", "--device", "cuda"],
+        ["infer", "--weights", "model.pth"],
+        ["infer", "--threads", "0"],
+        ["export", "--files", "model.onnx"],
+        ["export", "--device", "cuda"],
+        ["export", "--batch", "2"],
     ],
 )
 def test_wrong_usage_ends_with_two(load_tool, arguments):

@@ -18,6 +18,7 @@ from torchvision.ops import box_convert
 
 from benchmarking.interleaved import Work
 from dab_detr.analysis import example_batch
+from dab_detr.checkpoint import Checkpointer
 from dab_detr.checkpoint.conversion import to_dab_detr
 from dab_detr.checkpoint.settings import settings_of_model
 from dab_detr.checkpoint.writing import write_hf
@@ -57,31 +58,41 @@ class Setting(NamedTuple):
         return torch.autocast(torch.device(self.device).type, dtype, enabled=dtype is not None)
 
 
-def write_weights(setting: Setting) -> DABDETR:
+def write_weights(setting: Setting, checkpoint: str | None = None) -> DABDETR:
     """Make a model with seeded random weights and save them for our candidates.
 
-    The weights are rescaled so that outputs depend on the image and on every part of the model:
-    right after initialisation, norms do nothing and all scores are equal.
+    Args:
+        checkpoint: weights to use instead of random ones.
+
+    The random weights are rescaled so that outputs depend on the image and on every part of the
+    model: right after initialisation, norms do nothing and all scores are equal.
 
     Returns:
         The model, in evaluation mode on the CPU.
     """
     torch.manual_seed(0)
     model = _build(setting).eval()
-    with torch.no_grad():
-        for box_head in model.transformer.decoder.box_heads:
-            box_head.layers[-1].weight.normal_(std=0.3)
-        class_head = model.transformer.decoder.class_head
-        class_head.weight.normal_(std=2 * class_head.in_features**-0.5)
-        class_head.bias.zero_()
-        for norm in model.backbone.modules():
-            if isinstance(norm, FrozenBatchNorm2d):
-                norm.running_mean.normal_(std=0.1)
-                norm.running_var.uniform_(0.5, 1.5)
-                norm.weight.uniform_(0.5, 1.0)
-                norm.bias.normal_(std=0.1)
+    if checkpoint is None:
+        _randomize(model)
+    else:
+        Checkpointer(model, complete=True).load(checkpoint)
     torch.save(model.state_dict(), setting.folder / "weights.pth")
     return model
+
+
+@torch.no_grad()
+def _randomize(model: DABDETR) -> None:
+    for box_head in model.transformer.decoder.box_heads:
+        box_head.layers[-1].weight.normal_(std=0.3)
+    class_head = model.transformer.decoder.class_head
+    class_head.weight.normal_(std=2 * class_head.in_features**-0.5)
+    class_head.bias.zero_()
+    for norm in model.backbone.modules():
+        if isinstance(norm, FrozenBatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+            norm.weight.uniform_(0.5, 1.0)
+            norm.bias.normal_(std=0.1)
 
 
 def write_transformers(setting: Setting, model: DABDETR) -> None:
@@ -160,7 +171,7 @@ def train_ours(setting: Setting, *, compile: bool = False, channels_last: bool =
     model = load_ours(setting).train()
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    batch = _images(setting)
+    batch = images(setting)
     if compile:
         compile_for_training(model.transformer)
     return _training(model, lambda: sum(model(batch).values()), _gradients, setting)
@@ -175,7 +186,7 @@ def train_transformers(setting: Setting) -> Work:
     mask = torch.ones(pixels[:, 0].shape, dtype=torch.long, device=setting.device)
     scale = torch.tensor([setting.width, setting.height] * 2)
     targets = []
-    for image in _images(setting):
+    for image in images(setting):
         objects = image["instances"]
         boxes = box_convert(objects.gt_boxes.tensor, "xyxy", "cxcywh") / scale
         targets.append(
@@ -213,20 +224,22 @@ def _build(setting: Setting) -> DABDETR:
     return build(get_config(setting.config_file, setting.overrides), "model")
 
 
-def _model_config(setting: Setting) -> DictConfig:
+def model_config(setting: Setting) -> DictConfig:
+    """The section ``model`` of the config."""
     return get_config(setting.config_file, setting.overrides).model
 
 
-def _images(setting: Setting) -> list[dict]:
-    num_classes = _model_config(setting).num_classes
+def images(setting: Setting) -> list[dict]:
+    """Detectron2's dicts of the images, see :func:`dab_detr.analysis.example_batch`."""
+    num_classes = model_config(setting).num_classes
     return example_batch(setting.batch, setting.height, setting.width, num_classes)
 
 
 def _normalized(setting: Setting) -> Tensor:
     """Pixels ``(B, 3, H, W)``, float32, normalised as our model does, on the setting's device."""
-    cfg = _model_config(setting)
+    cfg = model_config(setting)
     mean, std = (torch.tensor(list(x)).view(-1, 1, 1) for x in (cfg.pixel_mean, cfg.pixel_std))
-    pixels = torch.stack([image["image"] for image in _images(setting)])
+    pixels = torch.stack([image["image"] for image in images(setting)])
     return ((pixels - mean) / std).to(setting.device)
 
 

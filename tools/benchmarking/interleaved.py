@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from dab_detr.allocator import keep_freed_memory
@@ -27,10 +28,12 @@ class Work(NamedTuple):
     Attributes:
         run: does the work once, from start to end; its result is ignored.
         outcome: does the work once and returns the numbers that all candidates have to agree on.
+        computes: what runs it, for people.
     """
 
     run: Callable[[], Any]
     outcome: Callable[[], dict[str, torch.Tensor]]
+    computes: str = f"PyTorch {torch.__version__}"
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Candidate:
         seconds: of each timed run.
         peak_memory: peak bytes of a run, weights included; None where the system does not report
             it.
-        outcome: see :class:`Work`.
+        outcome, computes: see :class:`Work`.
         profile: seconds per run of each PyTorch operation, longest first; on a GPU, of GPU time.
     """
 
@@ -58,12 +61,18 @@ class Candidate:
     seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
     outcome: dict[str, torch.Tensor] = field(default_factory=dict)
+    computes: str = ""
     profile: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
         """Median of the timed runs, in seconds."""
         return statistics.median(self.seconds)
+
+    @property
+    def percentile_95(self) -> float:
+        """95th percentile of the timed runs, in seconds, interpolated."""
+        return float(np.quantile(self.seconds, 0.95))
 
 
 class CandidateFailed(RuntimeError):
@@ -82,7 +91,7 @@ def run_interleaved(
     """Run the candidates alternately, A B C A B C, and record time and memory.
 
     Only one candidate runs at a time. Each has its own process, so that memory and settings of one
-    do not affect another.
+    do not affect another. All have as many threads as this process.
 
     Args:
         repeats: timed rounds, after ``warmup`` rounds that are not timed.
@@ -99,6 +108,7 @@ def run_interleaved(
             workers.append(_Worker(candidate, device))
             # one after the other: preparation uses all cores
             candidate.outcome = workers[-1].ask("outcome")
+            candidate.computes = workers[-1].ask("computes")
         check()
         for round in range(warmup + repeats):
             for candidate, worker in zip(candidates, workers):
@@ -130,7 +140,9 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, candidate, device), daemon=True
+            target=_serve,
+            args=(theirs, candidate, device, torch.get_num_threads()),
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -152,8 +164,9 @@ class _Worker:
             self._process.kill()
 
 
-def _serve(connection: Connection, candidate: Candidate, device: str) -> None:
+def _serve(connection: Connection, candidate: Candidate, device: str, threads: int) -> None:
     try:
+        torch.set_num_threads(threads)
         if candidate.keep_memory:
             keep_freed_memory()
         if device.startswith("cuda"):
@@ -166,6 +179,7 @@ def _serve(connection: Connection, candidate: Candidate, device: str) -> None:
         work = candidate.prepare(**candidate.arguments)
         answers = {
             "outcome": lambda: {name: x.cpu() for name, x in work.outcome().items()},
+            "computes": lambda: work.computes,
             "run": lambda: _timed(work.run, device),
             "memory": lambda: memory.peak(work.run),
             "profile": lambda: _profile(work.run, device),

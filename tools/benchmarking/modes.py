@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking import candidates, losses
+from benchmarking import candidates, exported, losses
 from benchmarking.interleaved import Candidate, run_interleaved
-from benchmarking.report import disagreements, rows
+from benchmarking.report import disagreements, rows, with_files
 from dab_detr.analysis import count_flops
 from dab_detr.compiling import require_compiler
 from dab_detr.config import get_config
@@ -51,6 +52,54 @@ def infer(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     found.append(peer("transformers"))
     limit = _LIMITS[setting.dtype]
     return _measure(found, args, {"*": limit}, reference, images=setting.batch, flops=flops)
+
+
+def export(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Exported files beside the models: from pixels, and whole predictions from an image."""
+    setting = _setting(args, folder, size=(800, 1056), batch=1)
+    model = candidates.write_weights(setting, args.weights)
+    candidates.write_transformers(setting, model)
+    paths = [Path(file) for file in args.files or exported.write_files(setting, model)]
+    files, rule = exported.describe(paths, model)
+    row = partial(_candidate, args, setting)
+    peer = partial(row, prepare=candidates.infer_transformers, imports=_PEER)
+    of_model = [row("inference_copy", candidates.infer_ours, fast=True)]
+    if args.compile:
+        name = "inference_copy, compiled"
+        of_model.append(row(name, candidates.infer_ours, fast=True, compile=True))
+        of_model.append(peer("transformers, compiled", compile=True))
+    of_model.append(peer("transformers"))
+    of_files = [row(x.path.name, exported.infer_file, path=x.path) for x in files]
+    predict = partial(row, prepare=exported.predict_ours, rule=rule)
+    copied = predict("Predictor, inference_copy")
+    whole = [predict(f"Predictor, {x.path.name}", path=x.path) for x in files]
+    pipeline = row(
+        "transformers, pipeline", exported.predict_transformers, imports=_PEER, rule=rule
+    )
+    reference = candidates.infer_ours(setting).outcome()
+    of_pixels = exported.expected_of_pixels(setting)
+    of_image = exported.expected_of_image(setting, rule)
+    precisions = [file.precision for file in files]
+    compared = [
+        *zip(of_files, precisions, repeat(of_pixels)),
+        (copied, "fp32", of_image),
+        *zip(whole, precisions, repeat(of_image)),
+        # it resizes with torchvision, which rounds in another way than Pillow
+        (pipeline, "int8", of_image),
+    ]
+
+    def wrong() -> list[str]:
+        found = disagreements({x.name: x.outcome for x in of_model}, reference, {"*": 1e-3})
+        return found + [
+            f"{candidate.name}: {text}."
+            for candidate, precision, expected in compared
+            if (text := exported.difference(candidate.outcome, expected, precision))
+        ]
+
+    from_pixels, from_image = [*of_files, *of_model], [*whole, copied, pipeline]
+    _run([*from_pixels, *from_image], args, wrong)
+    sizes = {x.name: file.size for x, file in zip([*of_files, *whole], [*files, *files])}
+    return with_files({"pixels": from_pixels, "image": from_image}, sizes)
 
 
 def train(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -142,6 +191,7 @@ SWEEPS: dict[str, Callable[[candidates.Setting], dict[Any, candidates.Setting]]]
 
 MODES: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
     "infer": infer,
+    "export": export,
     "train": train,
     "matcher": matcher,
     "criterion": criterion,
@@ -177,12 +227,12 @@ def _candidate(
     *,
     keep_memory: bool = False,
     imports: Sequence[str] = (),
-    **switches: bool,
+    **arguments: Any,
 ) -> Candidate:
     return Candidate(
         name,
         prepare,
-        {"setting": setting, **switches},
+        {"setting": setting, **arguments},
         keep_memory=keep_memory or args.keep_memory,
         imports=imports,
     )
@@ -245,11 +295,23 @@ def _measure(
         )
         measured.append(matrix)
 
-    def check() -> None:
+    def wrong() -> list[str]:
         outcomes = {candidate.name: candidate.outcome for candidate in found}
-        wrong = disagreements(outcomes, reference, limits)
-        if wrong:
-            raise Disagreement(" ".join(wrong))
+        return disagreements(outcomes, reference, limits)
+
+    _run(measured, args, wrong)
+    return rows(found, images=images, flops=flops, matrix=matrix)
+
+
+def _run(
+    measured: list[Candidate], args: argparse.Namespace, wrong: Callable[[], list[str]]
+) -> None:
+    """Run the candidates; ``wrong`` says which outcomes are, in sentences."""
+
+    def check() -> None:
+        sentences = wrong()
+        if sentences:
+            raise Disagreement(" ".join(sentences))
 
     run_interleaved(
         measured,
@@ -259,4 +321,3 @@ def _measure(
         check=check,
         profile=args.profile,
     )
-    return rows(found, images=images, flops=flops, matrix=matrix)

@@ -38,6 +38,7 @@ def rows(
         row = {
             "candidate": candidate.name,
             "median_s": candidate.median,
+            "p95_s": candidate.percentile_95,
             "fastest_s": min(candidate.seconds),
             "slowest_s": max(candidate.seconds),
             "ratio": last / candidate.median,
@@ -55,13 +56,37 @@ def rows(
     return found
 
 
+def with_files(
+    candidates: Mapping[str, Sequence[Candidate]], sizes: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Rows of exported files and what they are compared with, one image per run.
+
+    Args:
+        candidates: by what they are given; the last of each is the one to compare with.
+        sizes: bytes of the files, by name of the candidate.
+    """
+    return [
+        {
+            **row,
+            "input": given,
+            "file_bytes": sizes.get(candidate.name),
+            "computes": candidate.computes,
+        }
+        for given, of_input in candidates.items()
+        for candidate, row in zip(of_input, rows(of_input, images=1))
+    ]
+
+
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a Markdown table."""
+    of_files = "file_bytes" in found[0]
     columns = {
         "candidate": lambda row: row["candidate"],
+        **({"from": lambda row: row["input"]} if of_files else {}),
         "median (from-to), s": lambda row: (
             f"{row['median_s']:.3g} ({row['fastest_s']:.3g}-{row['slowest_s']:.3g})"
         ),
+        **({"95th percentile, s": lambda row: f"{row['p95_s']:.3g}"} if of_files else {}),
         **_ratios(found),
         "images/s": lambda row: f"{row['images_per_s']:.3g}",
         "peak memory, GB": lambda row: (
@@ -70,6 +95,11 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             else f"{row['peak_memory_bytes'] / 1e9:.2f}"
         ),
     }
+    if of_files:
+        columns["file, MB"] = lambda row: (
+            "" if row["file_bytes"] is None else f"{row['file_bytes'] / 1e6:.1f}"
+        )
+        columns["computed by"] = lambda row: row["computes"]
     if "flops_per_s" in found[0]:
         columns["GFLOP"] = lambda row: f"{row['flops'] / 1e9:.0f}"
         columns["GFLOP/s"] = lambda row: f"{row['flops_per_s'] / 1e9:.0f}"
@@ -81,6 +111,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _ratios(found: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping], str]]:
     """What a row is compared with: the last row's time, or in a sweep the first row's."""
+    if "file_bytes" in found[0]:
+        return {"transformers / this": lambda row: f"{row['ratio']:.2f}"}
     if "work_ratio" not in found[0]:
         return {f"{found[-1]['candidate']} / this": lambda row: f"{row['ratio']:.2f}"}
     return {

@@ -45,6 +45,9 @@ def is_exported(path: str | os.PathLike) -> bool:
 def load_exported(path: str | os.PathLike, *, trust: bool = False) -> Runtime:
     """Load an exported file for the CPU.
 
+    It computes with as many threads as PyTorch has at this moment, see
+    :func:`torch.set_num_threads` and ``OMP_NUM_THREADS``.
+
     Args:
         path: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2`` (torch.export).
         trust: load ``.pt2``, too: such a file can run any code while it is loaded.
@@ -59,7 +62,7 @@ def load_exported(path: str | os.PathLike, *, trust: bool = False) -> Runtime:
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     if path.suffix == ".onnx":
-        return OnnxModel(path)
+        return OnnxModel(path, threads=torch.get_num_threads())
     if path.suffix == ".xml":
         return OpenVINOModel(path)
     if not trust:
@@ -76,6 +79,7 @@ class ExportedRuntime:
     def __init__(self, file: Runtime):
         self._file = file
         self.metadata = file.metadata
+        self.computes = file.computes
 
     def __call__(self, images: Sequence[Tensor]) -> list[Found]:
         """See :meth:`ModelRuntime.__call__`."""
@@ -115,7 +119,11 @@ class OpenVINOModel:
         self.metadata = ExportMetadata.from_json(text, path)
         can_half = "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         kind = "f16" if self.metadata.precision == "fp16" and can_half else "f32"
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": kind})
+        settings = {
+            "INFERENCE_PRECISION_HINT": kind,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        compiled = core.compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
         version = openvino.get_version().partition("-")[0]
         self.computes = f"OpenVINO {version}, {self.metadata.precision}, computing in {kind}"
