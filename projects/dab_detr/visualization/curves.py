@@ -36,8 +36,10 @@ def draw_curves(metrics_file: str | os.PathLike, output: str | os.PathLike) -> b
         return False
     # names of data sets are not formulas
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        figure = Figure(figsize=(12, 3.6))
         panels = figure.subplots(1, 3)
+        # a layout that is computed would take as long as all the rest
+        figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.91, wspace=0.17)
         metrics = {name: None for _, record in records for name in record}
         # also of EMA weights and of several data sets
         precision = [name for name in metrics if name.split("/")[-1] in ("AP", "AP50", "AP75")]
