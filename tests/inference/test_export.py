@@ -430,6 +430,14 @@ def test_images_to_calibrate_on(model, tmp_path, tiny_shapes, capsys):
     assert "need each other" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("edge, longest", [(64, 77), (None, 192)])
+def test_images_of_the_check(edge, longest):
+    """Attention over a small stride needs gigabytes for large images."""
+    images = check_images(replace(METADATA, short_edge=edge))
+    assert len({image.shape for image in images}) > 15
+    assert max(max(image.shape) for image in images) <= longest
+
+
 def test_class_names_have_to_fit(model, tmp_path):
     with pytest.raises(InputError, match="2 class names, but the model has 3"):
         export_model(
