@@ -24,11 +24,13 @@ SLURM = ["submitit>=1.5"]
 BENCHMARK = ["transformers>=5"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"]
 SUPERVISION = ["supervision>=0.25"]
+APP = ["gradio>=6"]
 # transformers has another implementation to compare with, scikit-learn handwritten digits
 TEST = [
     "pytest>=9.2",
     "pytest-xdist>=3.6",
     "scikit-learn",
+    "playwright>=1.50",
     *TIMM,
     *FAST_EVAL,
     *HUB,
@@ -36,6 +38,7 @@ TEST = [
     *BENCHMARK,
     *SUPERVISION,
     *EXPORT,
+    *APP,
 ]
 
 setup(
@@ -77,6 +80,7 @@ setup(
         "benchmark": BENCHMARK,
         "supervision": SUPERVISION,
         "export": EXPORT,
+        "app": APP,
         "test": TEST,
         "dev": [*TEST, "ruff", "cosmic-ray>=8.4"],
     },

@@ -14,6 +14,7 @@ PROGRAM = "dab-detr"
 COMMANDS = {
     "train": ("train", "train a model from a config, or continue with --resume"),
     "predict": ("predict", "detect objects in images and videos, and draw them"),
+    "app": ("app", "serve a page to try a model in the browser"),
     "eval": ("evaluate", "evaluate a checkpoint or an exported file"),
     "convert": ("convert", "convert a checkpoint between layouts"),
     "export": ("export", "export a trained model to ONNX, OpenVINO or torch.export"),

@@ -20,7 +20,7 @@ from dab_detr.inference.loading import (
     numbered_names,
 )
 from dab_detr.inference.results import PredictedInstances
-from dab_detr.inference.runtime import Found, ModelRuntime
+from dab_detr.inference.runtime import Found, FoundLayers, ModelRuntime
 from dab_detr.inference.runtimes import ExportedRuntime, is_exported, load_exported
 from dab_detr.inference.selection import SCORE_THRESHOLD, Selection
 from dab_detr.modeling.meta_arch import DABDETR
@@ -184,7 +184,27 @@ class Predictor:
                 results[index] = self._result(images[index], found, selection)
         return [results[index] for index in range(len(images))]
 
-    def _result(self, image: Prepared, found: Found, selection: Selection) -> PredictedInstances:
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers :meth:`detect_layers` shows; 0 for exported files."""
+        return self.runtime.num_layers if isinstance(self.runtime, ModelRuntime) else 0
+
+    def detect_layers(self, image: Prepared, selection: Selection) -> PredictedInstances:
+        """Detect objects in a prepared image, with what each decoder layer says of them.
+
+        Not for exported files, which have only the last layer's detections.
+
+        Returns:
+            The same as :meth:`detect`, with two more fields. ``layer_boxes``, float32
+            ``(n, L + 1, 4)``, xyxy in pixels of the image: the anchor before the first layer, then
+            the box of each layer; ``(n, L, 4)`` for queries without anchors. ``layer_scores``,
+            float ``(n, L)`` in 0..1: each layer's score of the detection's class.
+        """
+        return self._result(image, self.runtime.layers(image.resized), selection)
+
+    def _result(
+        self, image: Prepared, found: Found | FoundLayers, selection: Selection
+    ) -> PredictedInstances:
         instances = found.instances(tuple(image.resized.shape[-2:]), image.pixels.shape[:2])
         selected = selection(instances.to("cpu"))
         return PredictedInstances(selected.image_size, self.class_names, **selected.get_fields())

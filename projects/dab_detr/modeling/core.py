@@ -56,13 +56,35 @@ class Core(nn.Module):
         Args:
             pixels, padding_mask: as above. all_layers, targets: see :class:`DABTransformer`.
         """
+        features, padding_mask = self._features(pixels, padding_mask)
+        return self.transformer(features, padding_mask, all_layers=all_layers, targets=targets)
+
+    def layers(
+        self, pixels: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor | None, Outputs]:
+        """Predict from all layers, to show how boxes develop; for the evaluation mode.
+
+        Args:
+            pixels, padding_mask: as above.
+
+        Returns:
+            The anchors that the first layer starts from, see :meth:`QueryFormulation.anchors`, and
+            the predictions of all layers, of which the last are those of :meth:`forward`.
+        """
+        memory = self.transformer.encode(*self._features(pixels, padding_mask))
+        queries = self.transformer.queries
+        anchors = queries.anchors(queries(memory).state)
+        return anchors, self.transformer.decoder(queries, memory)
+
+    def _features(
+        self, pixels: Tensor, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Projected feature map ``(B, D, h, w)``, and its padding mask ``(B, h, w)``."""
         features: Mapping[str, Tensor] = self.backbone(pixels)
         level = features[self.in_feature]
         if padding_mask is not None:
             padding_mask = shrink_mask(padding_mask, level.shape[-2:])
-        return self.transformer(
-            self.input_proj(level), padding_mask, all_layers=all_layers, targets=targets
-        )
+        return self.input_proj(level), padding_mask
 
 
 def shrink_mask(padding_mask: Tensor, size: torch.Size) -> Tensor:
@@ -104,9 +126,20 @@ def select_detections(class_logits: Tensor, box_logits: Tensor, num_select: int)
         class_logits: ``(B, Q, K)``. box_logits: ``(B, Q, 4)``, whose sigmoid is cxcywh.
         num_select: how many pairs to keep, at most Q * K.
     """
+    scores, queries, labels = select_pairs(class_logits, num_select)
+    boxes_xyxy = box_convert(box_logits.float().sigmoid(), "cxcywh", "xyxy")
+    boxes_xyxy = boxes_xyxy.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
+    return Detections(scores, labels, boxes_xyxy)
+
+
+def select_pairs(class_logits: Tensor, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Select the pairs of :func:`select_detections`.
+
+    Returns:
+        scores ``(B, n)`` in 0..1, best first, and the index of each pair's query and label, int64
+        ``(B, n)``.
+    """
     num_classes = class_logits.shape[-1]
     scores = class_logits.float().sigmoid().flatten(1)
     scores, pairs = scores.topk(min(num_select, scores.shape[1]), dim=1)
-    boxes_xyxy = box_convert(box_logits.float().sigmoid(), "cxcywh", "xyxy")
-    boxes_xyxy = boxes_xyxy.gather(1, (pairs // num_classes).unsqueeze(-1).expand(-1, -1, 4))
-    return Detections(scores, pairs % num_classes, boxes_xyxy)
+    return scores, pairs // num_classes, pairs % num_classes

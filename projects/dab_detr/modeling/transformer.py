@@ -86,6 +86,11 @@ class DABTransformer(nn.Module):
             class_logits ``(L, B, Q, K)`` and box_logits ``(L, B, Q, 4)``; with patterns Q is
             ``num_patterns * num_queries``.
         """
+        memory = self.encode(features, padding_mask)
+        return self.decoder(self.queries, memory, all_layers=all_layers, targets=targets)
+
+    def encode(self, features: Tensor, padding_mask: Tensor | None = None) -> Memory:
+        """What the queries attend to; arguments as for :meth:`forward`."""
         cells = features.flatten(2).transpose(1, 2)  # (B, hw, D)
         if padding_mask is None:
             valid_mask = None
@@ -95,5 +100,4 @@ class DABTransformer(nn.Module):
         # (B, hw, D); without padding (1, hw, D), the same for all images
         key_encoding = self.key_encoding(padding_mask).flatten(1, 2).to(cells.dtype)
         cells = self.encoder(cells, key_encoding, valid_mask)
-        memory = Memory(cells, key_encoding, padding_mask, valid_mask)
-        return self.decoder(self.queries, memory, all_layers=all_layers, targets=targets)
+        return Memory(cells, key_encoding, padding_mask, valid_mask)

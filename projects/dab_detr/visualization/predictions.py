@@ -39,7 +39,7 @@ def draw_detections(
 
     Args:
         image: uint8 RGB ``(H, W, 3)``.
-        instances: on any device, with ``pred_boxes``, ``scores`` and ``pred_classes``.
+        instances: on any device, with ``pred_boxes``, ``pred_classes`` and, if known, ``scores``.
         class_names: of all classes.
 
     Returns:
@@ -47,12 +47,15 @@ def draw_detections(
     """
     metadata = Metadata().set(thing_classes=list(class_names))
     visualizer = LabelVisualizer(image, metadata, drawing_scale(image))
-    found = list(zip(instances.pred_classes.tolist(), instances.scores.tolist()))
+    classes = instances.pred_classes.tolist()
+    labels = [visualizer.class_names[index] for index in classes]
+    if instances.has("scores"):
+        labels = [f"{name} {score:.0%}" for name, score in zip(labels, instances.scores.tolist())]
     visualizer.overlay_instances(
         boxes=instances.pred_boxes.to("cpu"),
-        labels=[f"{visualizer.class_names[label]} {score:.0%}" for label, score in found],
+        labels=labels,
         # steps of the golden ratio keep the hues of any number of classes apart
-        assigned_colors=[hsv_to_rgb((label * 0.618034 % 1, 0.85, 0.95)) for label, _ in found],
+        assigned_colors=[hsv_to_rgb((index * 0.618034 % 1, 0.85, 0.95)) for index in classes],
     )
     return visualizer.get_output().get_image()
 

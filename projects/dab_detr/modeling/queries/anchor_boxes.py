@@ -180,6 +180,10 @@ class AnchorBoxQueries(QueryFormulation):
         refined = self._refine(box_head(content), state.anchor_logits)[..., : self.query_dim]
         return AnchorState(refined.detach(), refined)
 
+    def anchors(self, state: AnchorState) -> Tensor:
+        """The anchors; points are boxes of size 0."""
+        return F.pad(state.anchor_logits.sigmoid(), (0, 4 - self.query_dim))
+
     def _refine(self, offset: Tensor, anchor_logits: Tensor) -> Tensor:
         """Box logits ``(B, Q, 4)``: head's output plus anchor logits; points have no size."""
         return offset.float() + F.pad(bounded_logits(anchor_logits), (0, 4 - self.query_dim))

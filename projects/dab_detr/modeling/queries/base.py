@@ -63,6 +63,17 @@ class QueryFormulation(nn.Module, ABC):
         """
         return state
 
+    def anchors(self, state: Any) -> Tensor | None:
+        """What the first layer starts from, only to be shown; None by default: nothing.
+
+        Args:
+            state: before the first layer.
+
+        Returns:
+            cxcywh in 0..1, float32 ``(B or 1, Q, 4)``.
+        """
+        return None
+
     def outputs(self, class_logits: Tensor, box_logits: Tensor, queries: Queries) -> Outputs:
         """The predictions for the criterion.
 
