@@ -100,7 +100,7 @@ def test_bad_files_and_examples(window):
     expect = sync_api.expect
     upload(window, {"name": "a&b;.png", "mimeType": "image/png", "buffer": b"no image"})
     sentence = "The image a&b;.png cannot be read: it is not an image of a known kind."
-    expect(summary(window)).to_have_value(re.compile(re.escape(sentence).replace("&b;", ".*")))
+    expect(summary(window)).to_have_value(sentence)
     window.locator("#examples button").nth(1).click()
     expect(summary(window)).to_have_value(re.compile(r"^c\.bmp, 120 x 72 pixels: "))
     assert not window.errors
