@@ -52,8 +52,8 @@ def summary(window):
 
 def rows(window):
     """The cells' text."""
-    table = window.locator("#table tbody tr")
-    return [row.locator("td").all_inner_texts() for row in table.all()]
+    table = window.locator("#table [role=row]:has([role=gridcell])")
+    return [row.locator("[role=gridcell]").all_inner_texts() for row in table.all()]
 
 
 def slide(window, name, value):
@@ -78,7 +78,7 @@ def test_upload_threshold_table_and_layers(window, predictor, image):
     threshold, shown = next((x, count) for x, count in counts.items() if 2 <= count <= 7)
     slide(window, "threshold", threshold)
     expect(summary(window)).to_have_value(f"street.png, 96 x 72 pixels: {shown} objects.")
-    expect(window.locator("#table tbody tr")).to_have_count(shown)
+    expect(window.locator("#table [role=row]:has([role=gridcell])")).to_have_count(shown)
     assert window.locator("#picture img").get_attribute("src") != empty
     last = rows(window)
     assert [row[0] for row in last] == found.names[:shown]  # as text, not as HTML
