@@ -1,6 +1,7 @@
 """The benchmark: candidates agree or are named, and the results add up."""
 
 import json
+import logging
 import platform
 from pathlib import Path
 from types import SimpleNamespace
@@ -422,6 +423,8 @@ def test_exported_files_are_measured(load_tool, tmp_path, monkeypatch, capsys):
     weights = tmp_path / "other" / "weights.pth"
     torch.save(state, weights)
     given = ["--weights", str(weights), "--files", str(tmp_path / "fp32.onnx")]
+    # trainings of other tests in this process print this project's log
+    monkeypatch.setattr(logging.getLogger("dab_detr"), "handlers", [])
     assert load_tool("benchmark").main([*arguments, *given]) == 1
     printed = capsys.readouterr()
     assert not printed.out and "fp32.onnx: boxes differ by" in printed.err
