@@ -19,7 +19,7 @@ from benchmarking.interleaved import CandidateFailed
 from benchmarking.modes import MODES, SWEEPS, Disagreement
 from benchmarking.report import machine, profiles, table
 from dab_detr.errors import InputError
-from dab_detr.files import atomic_write
+from dab_detr.files import atomic_write_text
 
 # options that a mode does not use
 _FILES = ("files", "weights")
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         report = {"arguments": vars(args), "machine": about, "rows": found}
         text = json.dumps(report, indent=2) + "\n"
-        atomic_write(Path(args.json), lambda file: file.write(text.encode()))
+        atomic_write_text(Path(args.json), text)
     return 0
 
 

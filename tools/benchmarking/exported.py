@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from benchmarking.candidates import Setting, images, load_ours, load_transformers, model_config
 from benchmarking.interleaved import Work
@@ -20,7 +19,12 @@ from dab_detr.analysis import example_batch
 from dab_detr.errors import InputError
 from dab_detr.exported import Detections, ExportMetadata
 from dab_detr.inference.export import FORMATS
-from dab_detr.inference.export.check import TOLERANCES, check_images, compare_image
+from dab_detr.inference.export.check import (
+    all_predictions,
+    assignment_tolerance,
+    check_images,
+    compare_image,
+)
 from dab_detr.inference.export.graph import DetectionGraph, trace
 from dab_detr.inference.export.writing import require, save_openvino, write_onnx
 from dab_detr.inference.loading import numbered_names
@@ -170,7 +174,6 @@ class Expected(NamedTuple):
     size: tuple[int, int]
 
 
-@torch.no_grad()
 def expected_of_pixels(setting: Setting) -> Expected:
     """What :func:`infer_file` has to find."""
     model = load_ours(setting)
@@ -178,7 +181,6 @@ def expected_of_pixels(setting: Setting) -> Expected:
     return _expected(model, example["image"], (setting.height, setting.width))
 
 
-@torch.no_grad()
 def expected_of_image(setting: Setting, rule: ResizeRule) -> Expected:
     """What :func:`predict_ours` and :func:`predict_transformers` have to find."""
     image = image_to_resize(setting)
@@ -196,8 +198,9 @@ def difference(outcome: dict[str, Tensor], expected: Expected, precision: str) -
     # a whole prediction has clipped its boxes
     corner = np.tile(expected.size[::-1], 2)
     found = Detections(scores, labels, boxes.clip(0, corner))
-    tolerance = TOLERANCES.get(precision, TOLERANCES["fp16"])
-    result = compare_image(found, expected.scores, expected.boxes_xyxy.clip(0, corner), tolerance)
+    expected_boxes = expected.boxes_xyxy.clip(0, corner)
+    tolerance = assignment_tolerance(precision)
+    result = compare_image(found, expected.scores, expected_boxes, tolerance)
     if result.passes(precision):
         return None
     if precision == "int8":
@@ -219,11 +222,9 @@ def _predictor(setting: Setting, rule: ResizeRule, *, optimize: bool = False) ->
 
 
 def _expected(model: DABDETR, image: Tensor, size: tuple[int, int]) -> Expected:
-    pixels = model.preprocess_image([{"image": image}]).tensor
-    class_logits, box_logits = (x[0].float().sigmoid() for x in model.core(pixels))
+    (scores,), (boxes_xyxy,) = all_predictions(model, [image])
     scale = torch.tensor([size[1], size[0]] * 2)
-    boxes_xyxy = box_convert(box_logits, "cxcywh", "xyxy") * scale
-    return Expected(class_logits.numpy(), boxes_xyxy.numpy(), size)
+    return Expected(scores.numpy(), (boxes_xyxy * scale).numpy(), size)
 
 
 def _outcome(scores: Tensor, labels: Tensor, boxes_xyxy: Tensor) -> dict[str, Tensor]:

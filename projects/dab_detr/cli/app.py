@@ -5,6 +5,8 @@ import os
 import tempfile
 from collections.abc import Sequence
 
+from dab_detr.cli.options import predictor_arguments
+
 _EPILOG = """\
 Example: %(prog)s --weights model_final.pth --examples photos
 Exit code: 0 after Ctrl-C; 1 for wrong files or values, or a port that is in use; 2 for wrong usage.
@@ -20,15 +22,7 @@ def main(arguments: Sequence[str] | None, program: str) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="W",
-        help="a checkpoint, an exported file, or a name that dab-detr zoo lists",
-    )
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="for a checkpoint that does not contain its config"
-    )
+    predictor_arguments(parser)
     parser.add_argument("--examples", metavar="DIR", help="folder of images to choose from")
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dab_detr.cli.options import predictor_arguments
+
 if TYPE_CHECKING:
     from dab_detr.inference.prediction_log import PredictionLog
 
@@ -27,14 +29,7 @@ def main(arguments: Sequence[str] | None, program: str) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--weights",
-        required=True,
-        help="a checkpoint, an exported file, or a name that dab-detr zoo lists",
-    )
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="for a checkpoint that does not contain its config"
-    )
+    predictor_arguments(parser)
     parser.add_argument(
         "--input",
         required=True,

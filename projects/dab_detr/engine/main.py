@@ -214,16 +214,16 @@ def _run(
 
 def _evaluate(cfg: DictConfig, device: torch.device) -> tuple[DictConfig, nn.Module, dict]:
     """Evaluate; returns the config that was used, the model, and the results."""
-    averaged = None
-    if is_exported(cfg.train.init_checkpoint):
+    exported = is_exported(cfg.train.init_checkpoint)
+    if exported:
         cfg, model = load_exported_to_evaluate(cfg)
-        check_test_records(cfg)
-        check_evaluation(cfg)
     else:
         model = build(cfg, "model").to(device)
         check_classes(cfg, model, ("test",))
-        check_test_records(cfg)
-        check_evaluation(cfg)
+    check_test_records(cfg)
+    check_evaluation(cfg)
+    averaged = None
+    if not exported:
         averaged = load_to_evaluate(cfg, model, class_names(cfg, "test", model))
     require_equal_weights(model)
     return cfg, model, evaluate(cfg, model, averaged=averaged)

@@ -187,7 +187,7 @@ class Predictor:
     @property
     def num_layers(self) -> int:
         """How many decoder layers :meth:`detect_layers` shows; 0 for exported files."""
-        return self.runtime.num_layers if isinstance(self.runtime, ModelRuntime) else 0
+        return self.runtime.num_layers
 
     def detect_layers(self, image: Prepared, selection: Selection) -> PredictedInstances:
         """Detect objects in a prepared image, with what each decoder layer says of them.

@@ -76,6 +76,9 @@ def load_exported(path: str | os.PathLike, *, trust: bool = False) -> Runtime:
 class ExportedRuntime:
     """An exported file in the place of :class:`~dab_detr.inference.runtime.ModelRuntime`."""
 
+    # a file has only the last layer's detections
+    num_layers = 0
+
     def __init__(self, file: Runtime):
         self._file = file
         self.metadata = file.metadata

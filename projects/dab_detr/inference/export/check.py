@@ -152,19 +152,35 @@ def require_equal(comparisons: dict[str, Comparison], precision: str) -> None:
 
 
 @torch.no_grad()
-def _compare_batch(model: DABDETR, runtime: Runtime, images: Sequence[Tensor]) -> Comparison:
+def all_predictions(model: DABDETR, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the model says of all queries and classes in a batch.
+
+    Args:
+        model: in evaluation mode.
+        images: uint8 ``(C, H, W)``.
+
+    Returns:
+        Scores ``(B, Q, K)`` and boxes as xyxy in 0..1 ``(B, Q, 4)``, on the CPU.
+    """
     inputs = model.preprocess_image([{"image": image} for image in images])
     class_logits, box_logits = model.core(inputs.tensor, padding_mask_of(inputs))
-    scores = class_logits.float().sigmoid().cpu()  # (B, Q, K)
-    boxes_xyxy = box_convert(box_logits.float().sigmoid(), "cxcywh", "xyxy").cpu()
+    boxes_xyxy = box_convert(box_logits.float().sigmoid(), "cxcywh", "xyxy")
+    return class_logits.float().sigmoid().cpu(), boxes_xyxy.cpu()
+
+
+def assignment_tolerance(precision: str) -> Tolerance:
+    """The tolerance for :func:`compare_image`; in int8 nothing is near enough for it to matter."""
+    return TOLERANCES.get(precision, TOLERANCES["fp16"])
+
+
+def _compare_batch(model: DABDETR, runtime: Runtime, images: Sequence[Tensor]) -> Comparison:
     total = Comparison()
-    # in int8 nothing is near enough for pairs to matter
-    tolerance = TOLERANCES.get(runtime.metadata.precision, TOLERANCES["fp16"])
+    tolerance = assignment_tolerance(runtime.metadata.precision)
     found = runtime([image.numpy() for image in images])
-    for of_image, *expected, image in zip(found, scores, boxes_xyxy, images):
+    for of_image, scores, boxes_xyxy, image in zip(found, *all_predictions(model, images), images):
         height, width = image.shape[1:]
-        expected[1] = expected[1] * torch.tensor([width, height] * 2)
-        total += compare_image(of_image, *(x.numpy() for x in expected), tolerance)
+        boxes_xyxy = boxes_xyxy * torch.tensor([width, height] * 2)
+        total += compare_image(of_image, scores.numpy(), boxes_xyxy.numpy(), tolerance)
     return total
 
 

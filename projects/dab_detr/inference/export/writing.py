@@ -124,8 +124,8 @@ def _keep_halves(model) -> None:
     """Keep what float16 holds exactly in it: the exporter has converted the weights to float32."""
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes = list(model.graph.node)
-    for tensor in reversed(model.graph.initializer):
+    casts = []
+    for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         name, values = tensor.name, numpy_helper.to_array(tensor)
@@ -133,6 +133,7 @@ def _keep_halves(model) -> None:
         if (half != values).any():
             continue
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-        nodes.insert(0, helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
