@@ -113,7 +113,7 @@ def test_a_class_is_evaluated_as_what_the_file_calls_it(data, tmp_path, monkeypa
     check_datasets(cfg, ("train", "test"))
     objects = [(image, exchanged.get(NAMES[k], NAMES[k]), box) for image, k, box in OBJECTS]
     # what stands for a model has nothing that could be made faster
-    monkeypatch.setattr("dab_detr.evaluation.evaluate.inference_copy", lambda model: model)
+    monkeypatch.setattr("dab_detr.evaluation.evaluate.fast_copy", lambda model: model)
     metrics = evaluate(cfg, Finds(objects))["bbox"]
     for name in NAMES.values():
         assert metrics[f"AP-{name}"] == pytest.approx(0 if name in exchanged else 100), name
